@@ -1,0 +1,1 @@
+//! Pure mathematics of routing: statistics, bounds, relaxations, rounding, automata, Q-learning, baselines.

@@ -1,0 +1,1 @@
+//! Fast quantised matmul and attention loops, each beside its plain version.

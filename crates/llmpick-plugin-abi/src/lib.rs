@@ -1,0 +1,1 @@
+//! The mirror of `llmpick_plugin.h`, version 1.0.

@@ -1,0 +1,1 @@
+//! OpenAI-compatible APIs behind Backend.

@@ -1,0 +1,1 @@
+//! Virtual-clock simulation, replay of tables and ledgers, plots.

@@ -1,0 +1,1 @@
+//! The catalogue, downloads, verification and the cache of models.

@@ -1,0 +1,2 @@
+//! Builds plugins, runs, tests, checks.
+fn main() {}

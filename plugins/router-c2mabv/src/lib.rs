@@ -1,0 +1,1 @@
+//! Router plugin: c2mabv.
