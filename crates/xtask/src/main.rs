@@ -1,2 +1,53 @@
-//! Builds plugins, runs, tests, checks.
-fn main() {}
+//! The project's own commands: build plugins, run, test, check, hold the layout to the plan.
+//!
+//! `cargo build` alone does not build a cdylib-only package when the command is built, nor
+//! do the test runners; so everything that needs plugins goes through here.
+
+mod cargo;
+mod check;
+mod plugins;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+cargo xtask COMMAND
+
+  run ARGS…             build what is stale, plugins too, and run `llmpick ARGS…`
+  test [--all-models] [FILTER…]
+                        pull the default pool once, then run every test
+  check                 formatting, lints, layout: cheapest first
+  plugins               build the plugins and stage them beside the binary
+  tidy                  hold the crates' dependencies against the plan
+";
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let command = arguments.next().unwrap_or_default();
+    let rest: Vec<String> = arguments.collect();
+    let result = match command.as_str() {
+        "run" => plugins::run(&rest),
+        "test" => test::test(&rest),
+        "check" => check::check(),
+        "plugins" => plugins::stage().map(|staged| {
+            for file in staged {
+                eprintln!("staged {}", file.display());
+            }
+            0
+        }),
+        "tidy" => tidy::tidy(),
+        "" | "help" | "--help" | "-h" => {
+            print!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        other => Err(format!("unknown command `{other}`\n\n{HELP}")),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(message) => {
+            eprintln!("xtask: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
