@@ -1,1 +1,20 @@
-//! The runtime of a request.
+//! The runtime of a request: choose, reserve, run, settle, score, record, learn, fall back.
+//!
+//! [`Dispatch`] knows no backend, scorer or router by name; whoever builds it hands them in as
+//! [`Parts`]. A request goes in as a [`RouteRequest`] and comes back as a stream of
+//! [`RouteEvent`]s. What was decided, paid and learnt is in the ledger before the last event.
+
+mod clock;
+mod dispatch;
+mod error;
+mod event;
+mod request;
+mod settings;
+
+pub use clock::{Clock, SystemClock};
+pub use dispatch::{Dispatch, Parts, Planned};
+pub use error::DispatchError;
+pub use event::{Attempt, RouteEvent, RouteStream, RouteSummary};
+pub use llmpick_ledger::{ArmStats, RouteRecord, StatsFilter};
+pub use request::{Measured, RouteRequest, Target};
+pub use settings::DispatchSettings;
