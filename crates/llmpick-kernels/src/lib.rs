@@ -1,1 +1,34 @@
 //! Fast quantised matmul and attention loops, each beside its plain version.
+//!
+//! Numbers first: the order of every floating-point operation that makes one
+//! output row is fixed by this crate and depends neither on how many rows are
+//! computed together, nor on the number of threads, nor on which instruction
+//! set ran. A prompt therefore gives the same bits in one piece, in chunks, and
+//! token by token.
+//!
+//! The entry points: [`Matrix`] (weights, `y = x Wᵀ`), [`Embedding`] (rows read
+//! on demand), [`KvCache`] with [`attention`], [`RopeTable`] with [`rope`], the
+//! element-wise loops of [`ops`], and the [`Pool`] they run on.
+#![allow(unsafe_code)]
+
+pub use attention::{AttentionSpec, KvCache, KvType, attention};
+pub use embedding::Embedding;
+pub use error::KernelError;
+pub use format::Format;
+pub use matrix::Matrix;
+pub use ops::{
+    add_assign, gelu_tanh_mul, log_softmax, logsumexp, rms_norm, scale, silu_mul, softcap,
+};
+pub use pool::Pool;
+pub use rope::{RopeKind, RopeTable, rope};
+
+mod attention;
+mod embedding;
+mod error;
+mod format;
+mod matrix;
+pub mod ops;
+mod pool;
+mod rope;
+#[doc(hidden)]
+pub mod testing;

@@ -1,0 +1,58 @@
+//! Our decoder against candle's, on random bytes of every format.
+#![allow(clippy::unwrap_used)]
+
+use std::borrow::Cow;
+
+use candle_core::{
+    Device,
+    quantized::{QStorage, QTensor},
+};
+use proptest::prelude::*;
+
+use super::*;
+use crate::testing::random_weights;
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+    #[test]
+    fn same_numbers_as_candle(seed in any::<u64>(), rows in 1usize..5, blocks in 1usize..4) {
+        for format in Format::ALL {
+            let cols = blocks * format.block_len();
+            let bytes = random_weights(format, rows, cols, seed);
+            let storage =
+                QStorage::from_data(Cow::Borrowed(&bytes), &Device::Cpu, format.ggml()).unwrap();
+            let theirs = QTensor::new(storage, (rows, cols)).unwrap();
+            let theirs = theirs.dequantize(&Device::Cpu).unwrap();
+            let theirs = theirs.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let mut ours = vec![0.0; rows * cols];
+            dequantise(format, &bytes, &mut ours);
+            prop_assert_eq!(&ours, &theirs, "{:?}", format);
+        }
+    }
+}
+
+#[test]
+fn shapes_are_checked() {
+    let block = Format::Q4_K.checked_size(4, 100);
+    assert!(matches!(
+        block,
+        Err(KernelError::Columns {
+            cols: 100,
+            block: 256,
+            ..
+        })
+    ));
+    assert!(matches!(
+        Format::F32.checked_size(0, 4),
+        Err(KernelError::Shape { .. })
+    ));
+    assert!(matches!(
+        Format::F32.checked_size(usize::MAX / 2, 64),
+        Err(KernelError::Shape { .. })
+    ));
+    assert_eq!(Format::Q6_K.checked_size(3, 512), Ok(3 * 2 * 210));
+    assert!(matches!(
+        Format::from_ggml(GgmlDType::Q2K),
+        Err(KernelError::UnsupportedType(GgmlDType::Q2K))
+    ));
+}
