@@ -246,7 +246,7 @@ fn select_does_not_learn(make: Make<'_>) -> Result<(), String> {
 fn snapshot_restores(make: Make<'_>) -> Result<(), String> {
     let candidates = pool(5);
     let mut old = make();
-    live(&mut *old, &candidates, 0..100)?;
+    live(&mut *old, &candidates, 0..101)?;
     let snapshot = old.snapshot().map_err(|e| e.to_string())?;
     let mut new = make();
     new.restore(&snapshot).map_err(|e| e.to_string())?;
@@ -254,8 +254,8 @@ fn snapshot_restores(make: Make<'_>) -> Result<(), String> {
         return Err("the restored router writes another snapshot".to_owned());
     }
     same(
-        &live(&mut *old, &candidates, 100..200)?,
-        &live(&mut *new, &candidates, 100..200)?,
+        &live(&mut *old, &candidates, 101..201)?,
+        &live(&mut *new, &candidates, 101..201)?,
     )
 }
 
