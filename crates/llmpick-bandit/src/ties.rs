@@ -1,0 +1,53 @@
+//! Probabilities over the shuffle that breaks ties.
+//!
+//! Learners shuffle the arms before they solve, so which of several equal arms is taken is
+//! chance like any other, and a logged propensity must say so: arms nobody has tried yet are
+//! all equal, and calling the one that came first certain would ruin off-policy evaluation.
+
+use crate::rounding;
+
+/// Arms the solver cannot tell apart share their marginals.
+pub(crate) fn share(z: &[f64], means: &[f64], costs: &[f64]) -> Vec<f64> {
+    (0..z.len())
+        .map(|i| {
+            let ties = (0..z.len()).filter(|&j| equal(means, costs, i, j));
+            let (count, sum) = ties.fold((0.0, 0.0), |(n, sum), j| (n + 1.0, sum + z[j]));
+            sum / count
+        })
+        .collect()
+}
+
+/// P(exactly this set), over the shuffle and the rounding of `z`: sets that differ only by an
+/// exchange of equal arms are equally likely. NaN where more than two entries are fractional,
+/// since the order of the rounding then matters.
+pub(crate) fn probability(z: &[f64], means: &[f64], costs: &[f64], set: &[usize]) -> f64 {
+    let Some(outcomes) = rounding::outcomes(z, 2) else {
+        return f64::NAN;
+    };
+    let class: Vec<usize> = (0..z.len())
+        .map(|i| (0..i).find(|&j| equal(means, costs, i, j)).unwrap_or(i))
+        .collect();
+    let kind = |member: &dyn Fn(usize) -> bool| {
+        let mut counts = vec![0usize; class.len()];
+        for i in (0..class.len()).filter(|&i| member(i)) {
+            counts[class[i]] += 1;
+        }
+        counts
+    };
+    let drawn = kind(&|i| set.contains(&i));
+    let total = kind(&|_| true);
+    let same = outcomes.iter().filter(|(s, _)| kind(&|i| s[i]) == drawn);
+    let probability: f64 = same.map(|(_, p)| p).sum();
+    let counts = total.iter().zip(&drawn);
+    let ways: f64 = counts.map(|(&n, &k)| binomial(n, k)).product();
+    probability / ways
+}
+
+/// n over k.
+pub(crate) fn binomial(n: usize, k: usize) -> f64 {
+    (0..k.min(n)).fold(1.0, |product, i| product * (n - i) as f64 / (i + 1) as f64)
+}
+
+fn equal(means: &[f64], costs: &[f64], i: usize, j: usize) -> bool {
+    means[i] == means[j] && costs[i] == costs[j]
+}
