@@ -7,7 +7,9 @@ use crate::cascade::{self, Order};
 use crate::chance::{beta, coin, shuffle};
 use crate::stats::{ArmStats, Table, TableConfig};
 use crate::ties::{self, binomial};
-use crate::{Choice, ConfigError, Learner, Mode, NoArm, Observation, Question, rounding, suc};
+use crate::{
+    Choice, ConfigError, Learner, Mode, NoArm, Observation, Question, UnsoundState, rounding, suc,
+};
 
 /// Which baseline.
 #[derive(Clone, Debug, PartialEq)]
@@ -77,9 +79,10 @@ impl BaselineLearner {
         &self.state
     }
 
-    /// Goes on from what was learnt before.
-    pub fn restore(&mut self, state: Table) {
-        self.state = state;
+    /// Goes on from what was learnt before; on an error nothing has changed.
+    pub fn restore(&mut self, state: Table) -> Result<(), UnsoundState> {
+        self.state = state.check()?;
+        Ok(())
     }
 }
 

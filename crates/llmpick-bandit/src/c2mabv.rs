@@ -12,8 +12,8 @@ use crate::lp::{LpError, Solution};
 use crate::rounding;
 use crate::stats::{self, ArmStats, Delta, Table, TableConfig};
 use crate::{
-    ArmView, Choice, ConfigError, Learner, Mode, NoArm, Observation, Question, aic, awc, direct,
-    suc, ties,
+    ArmView, Choice, ConfigError, Learner, Mode, NoArm, Observation, Question, UnsoundState, aic,
+    awc, direct, suc, ties,
 };
 
 /// b_k, by which an arm's cost radius is multiplied. Prices differ by a factor of 500, and one
@@ -136,9 +136,10 @@ impl C2mabv {
         &self.state
     }
 
-    /// Goes on from what was learnt before.
-    pub fn restore(&mut self, state: State) {
-        self.state = state;
+    /// Goes on from what was learnt before; on an error nothing has changed.
+    pub fn restore(&mut self, state: State) -> Result<(), UnsoundState> {
+        self.state = state.check()?;
+        Ok(())
     }
 
     /// The local half of a round: z̃ alone, for a host or a remote scheduler that draws the set

@@ -173,6 +173,11 @@ pub trait Learner {
 #[error("no arm is eligible")]
 pub struct NoArm;
 
+/// Learnt state with numbers that no observations lead to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the learnt state holds impossible numbers")]
+pub struct UnsoundState;
+
 /// A setting outside its range.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("`{key}` must be {expected}, not {given}")]

@@ -32,5 +32,5 @@ mod tests;
 mod ties;
 
 pub use learner::{
-    ArmView, Choice, ConfigError, Ending, Learner, Mode, NoArm, Observation, Question,
+    ArmView, Choice, ConfigError, Ending, Learner, Mode, NoArm, Observation, Question, UnsoundState,
 };

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::chance::{below, pick};
 use crate::stats::Tally;
-use crate::{Choice, ConfigError, Learner, NoArm, Observation, Question, exact};
+use crate::{Choice, ConfigError, Learner, NoArm, Observation, Question, UnsoundState, exact};
 
 /// Contexts that get a learner of their own; later ones share the pooled one.
 const MAX_CONTEXTS: usize = 256;
@@ -226,6 +226,20 @@ pub struct State {
     largest_cost: f64,
 }
 
+impl State {
+    fn is_sound(&self) -> bool {
+        let calls = |calls: &Calls| {
+            let latency = calls.latency.is_sound(f64::MAX);
+            latency && calls.cost.is_sound(self.largest_cost)
+        };
+        let largest = self.largest_cost.is_finite() && self.largest_cost >= 0.0;
+        largest
+            && self.calls.values().all(calls)
+            && self.pool.is_sound()
+            && self.contexts.values().all(Knowledge::is_sound)
+    }
+}
+
 /// The learner.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PickLlm {
@@ -249,9 +263,13 @@ impl PickLlm {
         &self.state
     }
 
-    /// Goes on from what was learnt before.
-    pub fn restore(&mut self, state: State) {
+    /// Goes on from what was learnt before; on an error nothing has changed.
+    pub fn restore(&mut self, state: State) -> Result<(), UnsoundState> {
+        if !state.is_sound() {
+            return Err(UnsoundState);
+        }
         self.state = state;
+        Ok(())
     }
 
     fn knowledge(&self, context: &str) -> &Knowledge {
@@ -364,6 +382,12 @@ pub struct Policy {
 }
 
 impl Knowledge {
+    fn is_sound(&self) -> bool {
+        let share = |x: f64| (0.0..=1.0 + 1e-6).contains(&x);
+        let sound = |arm: &Arm| share(arm.p) && share(arm.q) && arm.reward.is_sound(1.0);
+        self.arms.values().all(sound)
+    }
+
     /// The probabilities of these arms; does not change what is known.
     pub fn policy(&self, ids: &[&str], method: Method) -> Policy {
         let known: Vec<Option<&Arm>> = ids.iter().map(|id| self.arms.get(*id)).collect();

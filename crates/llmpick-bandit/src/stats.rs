@@ -9,7 +9,7 @@ use std::f64::consts::PI;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ConfigError, Observation, exact};
+use crate::{ConfigError, Observation, UnsoundState, exact};
 
 /// Contexts an arm keeps statistics for; later ones are answered from the pool, so that a
 /// client that invents tags cannot grow the state without bound.
@@ -93,6 +93,15 @@ impl Tally {
         self.sum += x;
     }
 
+    /// True for numbers that observations from 0 to `most` lead to, but for the last digits.
+    pub(crate) fn is_sound(&self, most: f64) -> bool {
+        let finite = self.count.is_finite() && self.sum.is_finite();
+        finite
+            && self.count >= 0.0
+            && self.sum >= 0.0
+            && self.sum <= most * self.count * (1.0 + 1e-6)
+    }
+
     /// Forgets a share 1 − γ of everything.
     pub fn discount(&mut self, gamma: f64) {
         self.count *= gamma;
@@ -143,6 +152,11 @@ impl ArmStats {
             self.cost.push(cost);
             self.largest_cost = self.largest_cost.max(cost);
         }
+    }
+
+    fn is_sound(&self) -> bool {
+        let largest = self.largest_cost.is_finite() && self.largest_cost >= 0.0;
+        largest && self.reward.is_sound(1.0) && self.cost.is_sound(self.largest_cost)
     }
 
     fn discount(&mut self, gamma: f64) {
@@ -204,6 +218,18 @@ impl Table {
     /// Rounds completed.
     pub fn rounds(&self) -> u64 {
         self.rounds
+    }
+
+    /// Refuses numbers that no observations lead to, such as a snapshot somebody edited.
+    pub fn check(self) -> Result<Self, UnsoundState> {
+        let sound = |record: &Record| {
+            record.pool.is_sound() && record.contexts.values().all(ArmStats::is_sound)
+        };
+        if self.arms.values().all(sound) {
+            Ok(self)
+        } else {
+            Err(UnsoundState)
+        }
     }
 
     /// The running number t of the next round, capped at 1/(1−γ): a table that forgets must
