@@ -26,6 +26,7 @@ mod attention;
 mod embedding;
 mod error;
 mod format;
+pub mod map;
 mod matrix;
 pub mod ops;
 mod pool;
