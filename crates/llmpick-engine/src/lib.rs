@@ -1,1 +1,30 @@
-//! Local models behind Backend.
+//! Local models behind [`Backend`](llmpick_core::Backend).
+//!
+//! A GGUF file becomes a [`Model`]: weights in repacked matrices, a tokenizer and a chat
+//! template from the file's own metadata, and one decoder that the metadata describes.
+//! [`LocalModel`] puts a model on a thread of its own, behind a queue, and is the arm that
+//! the rest of the program sees.
+
+pub mod sample;
+pub mod template;
+pub mod tokens;
+
+mod bench;
+mod decoder;
+mod device;
+mod error;
+mod gguf;
+mod info;
+mod likelihood;
+mod local;
+mod memory;
+mod model;
+mod output;
+mod shape;
+mod stop;
+
+pub use bench::{BenchPlan, BenchReport, Spread};
+pub use error::{EngineError, LoadError, LoadErrorKind, SUPPORTED};
+pub use info::{ModelInfo, read_info};
+pub use local::LocalModel;
+pub use model::{EngineOptions, Model, Perplexity};
