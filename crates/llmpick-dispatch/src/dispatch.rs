@@ -8,11 +8,23 @@ use std::sync::Arc;
 use llmpick_core::{
     ArmId, Backend, BackendError, Candidate, Decision, RouteId, Router, Score, Scorer,
 };
-use llmpick_ledger::{ArmStats, Ledger, RouteRecord, StatsFilter};
+use llmpick_ledger::{
+    ArmStats, LateScore, Ledger, RouteRecord, RouteStatus, SnapshotStore, StatsFilter,
+};
 use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
+use tokio::task::spawn_blocking;
+use tokio::time::Instant;
+use tracing::warn;
 
+use crate::drive::drive;
+use crate::grade::Jury;
+use crate::learner::Learner;
+use crate::plan::{Plan, Pool, plan, runnable};
+use crate::work::{Called, Streaming};
 use crate::{
-    Clock, DispatchError, DispatchSettings, Measured, RouteRequest, RouteStream, RouteSummary,
+    Clock, DispatchError, DispatchSettings, Measured, RouteEvent, RouteRequest, RouteStream,
+    RouteSummary,
 };
 
 /// What dispatch is made of. It knows none of the parts by name.
@@ -49,7 +61,14 @@ pub struct Planned {
 /// The runtime of a request: choose, reserve, run, settle, score, record, learn.
 pub struct Dispatch {
     pub(crate) ledger: Arc<Ledger>,
-    pub(crate) arms: Mutex<Arc<Vec<Arc<dyn Backend>>>>,
+    pub(crate) pool: Mutex<Pool>,
+    pub(crate) learner: Mutex<Learner>,
+    pub(crate) scorers: Vec<Arc<dyn Scorer>>,
+    pub(crate) settings: DispatchSettings,
+    pub(crate) clock: Arc<dyn Clock>,
+    /// Routes and late scores that are not in the ledger yet.
+    pub(crate) running: watch::Sender<usize>,
+    snapshot_dir: Option<PathBuf>,
 }
 
 impl fmt::Debug for Dispatch {
@@ -58,65 +77,156 @@ impl fmt::Debug for Dispatch {
     }
 }
 
+/// Events that may wait for a slow client before its arm waits too.
+const EVENTS_AHEAD: usize = 64;
+
 impl Dispatch {
-    /// Puts the parts together and brings the router's state up to the ledger's.
+    /// Puts the parts together and brings the router's state up to the ledger's. Blocks.
     ///
     /// # Errors
     /// When the ledger cannot be read, or a setting is out of range. A bad snapshot is no error.
     pub fn new(parts: Parts) -> Result<Arc<Self>, DispatchError> {
+        check(&parts.settings)?;
+        Jury::new(&parts.scorers, parts.settings.scorer.as_deref())?;
+        let learner = Learner::open(
+            parts.router,
+            &parts.ledger,
+            parts.snapshot_dir.clone().map(SnapshotStore::new),
+            parts.settings.snapshot_every,
+        )?;
         Ok(Arc::new(Self {
+            pool: Mutex::new(Pool::new(parts.arms)?),
+            learner: Mutex::new(learner),
             ledger: parts.ledger,
-            arms: Mutex::new(Arc::new(parts.arms)),
+            scorers: parts.scorers,
+            settings: parts.settings,
+            clock: parts.clock,
+            running: watch::Sender::new(0),
+            snapshot_dir: parts.snapshot_dir,
         }))
     }
 
-    /// Routes and runs one request. Resolves once a plan is made and paid for; failures of arms
-    /// come through the stream.
+    /// Routes and runs one request. Resolves once a plan is made and its money set aside;
+    /// failures of arms come through the stream.
     ///
     /// # Errors
     /// A request that makes no sense, no eligible arm, or a budget that does not allow it.
     pub async fn run(
         self: &Arc<Self>,
-        _request: RouteRequest,
+        request: RouteRequest,
     ) -> Result<RouteStream, DispatchError> {
-        Err(DispatchError::Stopped)
+        let arrived = self.clock.monotonic();
+        let deadline = deadline(&request);
+        let (plan, request) = self.plan(request).await?;
+        let route_id = plan.open.id;
+        let mut generate = request.generate.clone();
+        // A score needs the log-probabilities where nothing else can grade.
+        generate.logprobs = true;
+        if generate.sampling.seed == 0 {
+            generate.sampling.seed = plan.seed;
+        }
+        let (sender, events) = mpsc::channel(EVENTS_AHEAD);
+        let mut work = Streaming {
+            request: generate,
+            events: sender,
+            clock: Arc::clone(&self.clock),
+            limit: request.max_latency,
+            deadline,
+        };
+        let dispatch = Arc::clone(self);
+        tokio::spawn(async move {
+            let driven = drive(Arc::clone(&dispatch), plan, request, arrived, &mut work).await;
+            // Nobody may be listening any more.
+            let _ = work.events.send(driven.map(RouteEvent::Finished)).await;
+            dispatch.learn().await;
+        });
+        Ok(RouteStream::new(route_id, events))
     }
 
-    /// The whole loop, with each arm's work done (or looked up) by the caller.
+    /// The whole loop, with each arm's work done (or looked up) by the caller. Latencies in the
+    /// summary are the sums of what the caller measured.
     ///
     /// # Errors
     /// As [`run`](Self::run), and when no arm answered.
     pub async fn run_with<F, Fut>(
         self: &Arc<Self>,
-        _meta: RouteRequest,
-        _work: F,
+        meta: RouteRequest,
+        work: F,
     ) -> Result<RouteSummary, DispatchError>
     where
         F: Fn(ArmId) -> Fut,
         Fut: Future<Output = Result<Measured, BackendError>>,
     {
-        Err(DispatchError::Stopped)
+        let arrived = self.clock.monotonic();
+        let mut work = Called {
+            work,
+            limit: meta.max_latency,
+            deadline: deadline(&meta),
+        };
+        let (plan, meta) = self.plan(meta).await?;
+        let driven = drive(Arc::clone(self), plan, meta, arrived, &mut work).await;
+        self.learn().await;
+        driven
     }
 
     /// Decides only: records the plan and runs nothing.
     ///
     /// # Errors
     /// As [`run`](Self::run).
-    pub async fn route(self: &Arc<Self>, _request: RouteRequest) -> Result<Planned, DispatchError> {
-        Err(DispatchError::Stopped)
+    pub async fn route(self: &Arc<Self>, request: RouteRequest) -> Result<Planned, DispatchError> {
+        let (plan, _) = self.plan(request).await?;
+        let candidates = plan.candidates();
+        let (route_id, decision, open) = (plan.open.id, plan.decision, plan.open);
+        self.blocking(move |_| open.finish(RouteStatus::Planned, None, None, Vec::new()))
+            .await??;
+        Ok(Planned {
+            route_id,
+            arms: decision
+                .choices
+                .iter()
+                .filter_map(|choice| candidates.get(*choice as usize))
+                .map(|candidate| candidate.id.clone())
+                .collect(),
+            decision,
+            candidates,
+        })
     }
 
-    /// A later score from the user (or whoever `source` says) for the released answer of a route.
+    /// A later score for the released answer of a route. The source `user` is kept apart from
+    /// scorers, and goes before them in statistics.
     ///
     /// # Errors
-    /// An unknown route, or one without an answer.
+    /// An unknown route, one without an answer, or a source without a name.
     pub async fn feedback(
         self: &Arc<Self>,
         route_id: RouteId,
-        _score: Score,
-        _source: &str,
+        score: Score,
+        source: &str,
     ) -> Result<(), DispatchError> {
-        Err(DispatchError::UnknownRoute(route_id))
+        if source.is_empty() || source == "run" {
+            return Err(DispatchError::InvalidRequest(format!(
+                "a score comes from somebody, such as `user`, not from `{source}`"
+            )));
+        }
+        let late = LateScore {
+            route: route_id,
+            call: None,
+            score,
+            origin: source.to_owned(),
+            at_ms: self.clock.unix_ms(),
+        };
+        self.blocking(move |dispatch| {
+            if dispatch.ledger.late_score(&late)? {
+                return Ok(());
+            }
+            match dispatch.ledger.route(route_id)? {
+                Some(_) => Err(DispatchError::NothingToScore(route_id)),
+                None => Err(DispatchError::UnknownRoute(route_id)),
+            }
+        })
+        .await??;
+        self.learn().await;
+        Ok(())
     }
 
     /// What each arm did so far.
@@ -147,15 +257,134 @@ impl Dispatch {
 
     /// The pool, in the order in which routers see it.
     pub fn arms(&self) -> Arc<Vec<Arc<dyn Backend>>> {
-        self.arms.lock().clone()
+        Arc::clone(&self.pool.lock().arms)
     }
 
     /// Replaces the pool. What was learnt about arms that stay is kept.
-    pub fn set_arms(&self, arms: Vec<Arc<dyn Backend>>) {
-        *self.arms.lock() = Arc::new(arms);
+    ///
+    /// # Errors
+    /// Two arms of one name; the pool stays as it was.
+    pub fn set_arms(&self, arms: Vec<Arc<dyn Backend>>) -> Result<(), DispatchError> {
+        *self.pool.lock() = Pool::new(arms)?;
+        Ok(())
     }
 
-    /// Waits for running requests to be recorded, learns the rest and writes a snapshot.
+    /// Replaces the router by another, or by itself with other settings. It takes over its own
+    /// snapshot and the ledger's rows since; the old one serves until then, and stays when this
+    /// fails. Blocks.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn set_router(&self, router: Box<dyn Router>) -> Result<(), DispatchError> {
+        let mut serving = self.learner.lock();
+        serving.save(&self.ledger, true);
+        *serving = Learner::open(
+            router,
+            &self.ledger,
+            self.snapshot_dir.clone().map(SnapshotStore::new),
+            self.settings.snapshot_every,
+        )?;
+        Ok(())
+    }
+
+    /// The name of the router that serves.
+    pub fn router_name(&self) -> String {
+        self.learner.lock().name().to_owned()
+    }
+
+    /// The names of the scorers, in the order in which they are asked.
+    pub fn scorer_names(&self) -> Vec<String> {
+        let names = self.scorers.iter().map(|scorer| scorer.name().to_owned());
+        names.collect()
+    }
+
+    /// Waits until everything that runs is in the ledger, learns the rest and writes a snapshot.
     /// Call it before the program ends; a crash loses nothing but the time to replay.
-    pub async fn shutdown(&self) {}
+    pub async fn shutdown(self: &Arc<Self>) {
+        let mut running = self.running.subscribe();
+        // The sender lives as long as this dispatch.
+        let _ = running.wait_for(|running| *running == 0).await;
+        let _ = self.blocking(|dispatch| dispatch.keep_up(true)).await;
+    }
+
+    /// Start of derived seeds.
+    pub(crate) fn base_seed(&self) -> u64 {
+        self.settings
+            .base_seed
+            .unwrap_or_else(|| self.ledger.base_seed())
+    }
+
+    /// Counts as running until dropped.
+    pub(crate) fn busy(self: &Arc<Self>) -> Busy {
+        self.running.send_modify(|running| *running += 1);
+        Busy(Arc::clone(self))
+    }
+
+    async fn plan(
+        self: &Arc<Self>,
+        request: RouteRequest,
+    ) -> Result<(Plan, RouteRequest), DispatchError> {
+        self.blocking(move |dispatch| Ok((plan(dispatch, &request)?, request)))
+            .await?
+    }
+
+    /// Applies what is new, off the async threads; the next decision would do it anyway.
+    async fn learn(self: &Arc<Self>) {
+        let _ = self.blocking(|dispatch| dispatch.keep_up(false)).await;
+    }
+
+    fn keep_up(&self, now: bool) {
+        let mut learner = self.learner.lock();
+        match learner.catch_up(&self.ledger) {
+            Ok(_) => learner.save(&self.ledger, now),
+            Err(error) => warn!(%error, "feedback was not read"),
+        }
+    }
+
+    /// Runs what blocks off the async threads.
+    async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Arc<Self>) -> T + Send + 'static,
+    ) -> Result<T, DispatchError> {
+        let dispatch = Arc::clone(self);
+        spawn_blocking(move || work(&dispatch))
+            .await
+            .map_err(|_| DispatchError::Stopped)
+    }
+}
+
+/// Something that [`Dispatch::shutdown`] waits for.
+pub(crate) struct Busy(Arc<Dispatch>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0
+            .running
+            .send_modify(|running| *running = running.saturating_sub(1));
+    }
+}
+
+fn deadline(request: &RouteRequest) -> Option<Instant> {
+    Instant::now().checked_add(request.max_latency?)
+}
+
+fn check(settings: &DispatchSettings) -> Result<(), DispatchError> {
+    let bad = |what: &str| Err(DispatchError::InvalidRequest(what.into()));
+    if settings.modes.is_empty() {
+        return bad("at least one mode must be allowed");
+    }
+    settings.modes.iter().try_for_each(|mode| runnable(*mode))?;
+    if settings.max_arms == 0 || settings.max_attempts == 0 {
+        return bad("max_arms and max_attempts are at least 1");
+    }
+    let speed = |tps: f64| tps.is_finite() && tps > 0.0;
+    if !speed(settings.assumed_prefill_tps) || !speed(settings.assumed_decode_tps) {
+        return bad("assumed speeds are above 0 tokens per second");
+    }
+    match settings.cost_budget {
+        Some(rho) if !rho.is_finite() || rho < 0.0 => {
+            bad("the cost budget is an amount of dollars from 0 on")
+        }
+        _ => Ok(()),
+    }
 }

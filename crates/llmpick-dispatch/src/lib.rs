@@ -4,12 +4,20 @@
 //! [`Parts`]. A request goes in as a [`RouteRequest`] and comes back as a stream of
 //! [`RouteEvent`]s. What was decided, paid and learnt is in the ledger before the last event.
 
+mod candidates;
 mod clock;
 mod dispatch;
+mod drive;
 mod error;
 mod event;
+mod fallback;
+mod grade;
+mod learner;
+mod open;
+mod plan;
 mod request;
 mod settings;
+mod work;
 
 pub use clock::{Clock, SystemClock};
 pub use dispatch::{Dispatch, Parts, Planned};

@@ -35,8 +35,8 @@ pub struct SnapshotStore {
 /// What was found for a router.
 #[derive(Clone, Debug, Default)]
 pub struct LoadedSnapshot {
-    /// The state and how far it has come; `None` means: replay from the start.
-    pub state: Option<(Snapshot, Cursor)>,
+    /// How far the state that was accepted has come; `None` means: replay from the start.
+    pub cursor: Option<Cursor>,
     /// What was wrong with files that were passed over, for the log.
     pub problems: Vec<String>,
 }
@@ -81,27 +81,35 @@ impl SnapshotStore {
         replace(&path, &bytes).map_err(|source| SnapshotError { path, source })
     }
 
-    /// The newest good state of a router that belongs to this ledger. A bad file is moved aside
-    /// (`.bad`), so that it never takes the place of a good older one.
-    pub fn load(&self, router: &str, ledger: &Ledger) -> LoadedSnapshot {
+    /// Hands the newest good state of a router that belongs to this ledger to `accept`, and the
+    /// one before it if that is refused. A bad file is moved aside (`.bad`), so that it never
+    /// takes the place of a good older one.
+    pub fn load(
+        &self,
+        router: &str,
+        ledger: &Ledger,
+        mut accept: impl FnMut(&Snapshot) -> Result<(), String>,
+    ) -> LoadedSnapshot {
         let newest = self.path(router, ledger);
-        let mut loaded = LoadedSnapshot::default();
+        let mut problems = Vec::new();
         for path in [newest.clone(), previous(&newest)] {
-            match read(&path, router, ledger) {
+            let taken = read(&path, router, ledger).and_then(|found| match found {
+                Some((snapshot, cursor)) => accept(&snapshot).map(|()| Some(cursor)),
+                None => Ok(None),
+            });
+            match taken {
                 Ok(None) => {}
-                Ok(Some(state)) => {
-                    loaded.state = Some(state);
-                    break;
-                }
+                Ok(cursor) => return LoadedSnapshot { cursor, problems },
                 Err(problem) => {
-                    loaded
-                        .problems
-                        .push(format!("{}: {problem}", path.display()));
+                    problems.push(format!("{}: {problem}", path.display()));
                     let _ = fs::rename(&path, with_suffix(&path, ".bad"));
                 }
             }
         }
-        loaded
+        LoadedSnapshot {
+            cursor: None,
+            problems,
+        }
     }
 
     /// The file of a router.

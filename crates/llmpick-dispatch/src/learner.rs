@@ -1,0 +1,122 @@
+//! The router, and how it comes to know what the ledger knows.
+//!
+//! Its state is a fold over the ledger's feedback rows in id order, nothing else. A snapshot is
+//! only a shortcut: it says up to which row it has been folded, and the rest is read from there.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use llmpick_core::{Decision, Router, RouterError, RouterNeeds, SelectRequest};
+use llmpick_ledger::{Cursor, Ledger, LedgerError, SnapshotStore};
+use tracing::{info, warn};
+
+/// Rows read at once.
+const BATCH: u32 = 1_000;
+
+/// A router with its place in the ledger.
+pub(crate) struct Learner {
+    router: Box<dyn Router>,
+    name: String,
+    needs: RouterNeeds,
+    cursor: Cursor,
+    snapshots: Option<SnapshotStore>,
+    /// Rows applied since the last snapshot.
+    fresh: u32,
+    every: u32,
+}
+
+impl Learner {
+    /// Restores the newest good snapshot, then applies the rest of the ledger.
+    pub(crate) fn open(
+        mut router: Box<dyn Router>,
+        ledger: &Ledger,
+        snapshots: Option<SnapshotStore>,
+        every: u32,
+    ) -> Result<Self, LedgerError> {
+        let name = router.name().to_owned();
+        let mut cursor = Cursor::default();
+        if let Some(store) = &snapshots {
+            let loaded = store.load(&name, ledger, |snapshot| {
+                guarded(|| router.restore(snapshot)).map_err(|error| error.to_string())
+            });
+            for problem in &loaded.problems {
+                warn!(router = %name, %problem, "snapshot was passed over");
+            }
+            cursor = loaded.cursor.unwrap_or_default();
+        }
+        let mut learner = Self {
+            needs: router.needs(),
+            router,
+            name,
+            cursor,
+            snapshots,
+            fresh: 0,
+            every: every.max(1),
+        };
+        let replayed = learner.catch_up(ledger)?;
+        info!(router = %learner.name, from = cursor.id, replayed, "router state restored");
+        Ok(learner)
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn needs(&self) -> RouterNeeds {
+        self.needs
+    }
+
+    /// Applies the ledger's newer rows in id order, and says how many there were.
+    pub(crate) fn catch_up(&mut self, ledger: &Ledger) -> Result<u64, LedgerError> {
+        let mut applied = 0;
+        loop {
+            let rows = ledger.feedback_after(self.cursor.id, BATCH)?;
+            for row in &rows {
+                let feedback = row.for_router(&self.name);
+                // A row the router cannot digest would be as indigestible the next time.
+                if let Err(error) = guarded(|| self.router.feedback(&feedback)) {
+                    warn!(router = %self.name, row = row.cursor.id, %error, "feedback was refused");
+                }
+                self.cursor = row.cursor;
+                self.fresh = self.fresh.saturating_add(1);
+                applied += 1;
+            }
+            if rows.len() < BATCH as usize {
+                return Ok(applied);
+            }
+        }
+    }
+
+    /// Asks the router. A native router that panics is a fault like any other.
+    pub(crate) fn select(&mut self, request: &SelectRequest<'_>) -> Result<Decision, RouterError> {
+        guarded(|| self.router.select(request))
+    }
+
+    /// Writes a snapshot if enough has been learnt since the last, or, `now`, if anything has.
+    pub(crate) fn save(&mut self, ledger: &Ledger, now: bool) {
+        let due = self.fresh >= self.every || (now && self.fresh > 0);
+        let Some(store) = self.snapshots.as_ref().filter(|_| due) else {
+            return;
+        };
+        // A snapshot that cannot be had or written costs a longer replay, nothing else.
+        let saved = guarded(|| self.router.snapshot())
+            .map_err(|error| error.to_string())
+            .and_then(|snapshot| {
+                store
+                    .save(&self.name, ledger, &snapshot, self.cursor)
+                    .map_err(|error| format!("{error}: {:?}", std::error::Error::source(&error)))
+            });
+        match saved {
+            Ok(()) => self.fresh = 0,
+            Err(error) => warn!(router = %self.name, %error, "snapshot was not written"),
+        }
+    }
+}
+
+/// Runs router code; a panic in it costs one decision's quality, never an answer.
+fn guarded<T>(work: impl FnOnce() -> Result<T, RouterError>) -> Result<T, RouterError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
+        // The payload's own drop may panic: it is leaked on purpose.
+        std::mem::forget(payload);
+        Err(RouterError::Fault("the router panicked".into()))
+    })
+}

@@ -1,0 +1,399 @@
+//! From a request to a plan with money behind it.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use llmpick_core::{
+    Backend, Candidate, Decision, DecisionSource, Mode, NanoDollars, RouteId, RouterError,
+    SelectRequest,
+};
+use llmpick_ledger::{LedgerError, NewRoute, Reserved, RouteLimits, RouteStatus, prompt_hash};
+use sha2::{Digest, Sha256};
+
+use crate::candidates::{Candidature, Estimate, Purse, Unfit, candidatures};
+use crate::grade::Jury;
+use crate::open::OpenRoute;
+use crate::{Dispatch, DispatchError, RouteRequest, Target, fallback};
+
+/// A decided route.
+pub(crate) struct Plan {
+    pub(crate) open: OpenRoute,
+    pub(crate) seed: u64,
+    pub(crate) pool: Vec<Candidature>,
+    pub(crate) decision: Decision,
+    /// The arms to run, in order, as indexes into the pool: the decision's, less those at its
+    /// end that the money does not reach.
+    pub(crate) order: Vec<usize>,
+    pub(crate) estimate: Estimate,
+    pub(crate) jury: Jury,
+    pub(crate) pinned: bool,
+}
+
+impl Plan {
+    pub(crate) fn candidates(&self) -> Vec<Candidate> {
+        self.pool.iter().map(|c| c.candidate.clone()).collect()
+    }
+}
+
+/// The pool with the number that names its set and order of arms.
+#[derive(Clone)]
+pub(crate) struct Pool {
+    pub(crate) arms: Arc<Vec<Arc<dyn Backend>>>,
+    pub(crate) epoch: u64,
+}
+
+impl Pool {
+    /// Refuses two arms of one name: what is learnt is kept by name.
+    pub(crate) fn new(arms: Vec<Arc<dyn Backend>>) -> Result<Self, DispatchError> {
+        let mut names = HashSet::new();
+        let mut digest = Sha256::new();
+        for backend in &arms {
+            let id = &backend.arm().id;
+            if !names.insert(id.clone()) {
+                return Err(DispatchError::InvalidRequest(format!(
+                    "two arms of the pool are named `{id}`"
+                )));
+            }
+            digest.update(id.as_str());
+            digest.update([0]);
+        }
+        let digest = digest.finalize();
+        let epoch = digest
+            .first_chunk::<8>()
+            .map_or(0, |bytes| u64::from_le_bytes(*bytes));
+        Ok(Self {
+            arms: Arc::new(arms),
+            epoch,
+        })
+    }
+}
+
+/// Decides a request and records it. Blocks for the ledger and the router.
+pub(crate) fn plan(
+    dispatch: &Arc<Dispatch>,
+    request: &RouteRequest,
+) -> Result<Plan, DispatchError> {
+    let modes = modes(dispatch, request)?;
+    let jury = Jury::new(
+        &dispatch.scorers,
+        request
+            .scorer
+            .as_deref()
+            .or(dispatch.settings.scorer.as_deref()),
+    )?;
+    let (pool, pinned) = pool(dispatch, request)?;
+    let estimate = Estimate::of(request);
+    let purse = purse(dispatch, request)?;
+    let measured = dispatch.ledger.measured()?;
+    let described = candidatures(&pool.arms, &measured, estimate, &purse, &dispatch.settings);
+    let limits = limits(dispatch, request, &modes, &pool, estimate, &described)?;
+
+    // Learning goes on in the ledger's order, and so does deciding: one request at a time.
+    let mut learner = dispatch.learner.lock();
+    learner.catch_up(&dispatch.ledger)?;
+    let (id, seed) = dispatch.ledger.begin_route(&NewRoute {
+        at_ms: dispatch.clock.unix_ms(),
+        prompt_hash: prompt_hash(&request.generate.prompt.text()),
+        prompt: dispatch
+            .settings
+            .keep_prompts
+            .then(|| request.generate.prompt.text()),
+        context: request.context.clone(),
+        session: request.session.clone(),
+        target: target(&request.target),
+        router: learner.name().to_owned(),
+        seed: request.seed,
+        base_seed: dispatch.base_seed(),
+        learn: request.learn && !dispatch.settings.frozen,
+        limits: limits.clone(),
+    })?;
+    let open = OpenRoute::new(Arc::clone(dispatch), id);
+    let candidates: Vec<Candidate> = described.iter().map(|c| c.candidate.clone()).collect();
+    let decision = match pinned {
+        true => pin(&described, &modes),
+        false => {
+            let prompt = learner
+                .needs()
+                .prompt
+                .then(|| request.generate.prompt.text());
+            let select = SelectRequest {
+                route_id: id,
+                seed,
+                arms_epoch: limits.arms_epoch,
+                time_budget: dispatch.settings.select_budget,
+                candidates: &candidates,
+                allowed_modes: &limits.allowed_modes,
+                task: &request.context.0,
+                session: &request.session,
+                prompt: prompt.as_deref(),
+                features: None,
+                prompt_tokens: limits.prompt_tokens,
+                max_new_tokens: limits.max_new_tokens,
+                max_cost: limits.max_cost,
+                max_latency_ms: limits.max_latency_ms,
+                min_score: limits.min_score,
+                cost_budget: limits.cost_budget,
+                max_arms: limits.max_arms,
+            };
+            choose(&mut learner, &select)
+        }
+    };
+    drop(learner);
+
+    record(&open, &described, decision.as_ref())?;
+    let Some(decision) = decision else {
+        let refusal = refusal(open.id, &described);
+        open.finish(RouteStatus::Refused, None, None, Vec::new())?;
+        return Err(refusal);
+    };
+    let plan = Plan {
+        order: Vec::new(),
+        decision,
+        open,
+        seed,
+        pool: described,
+        estimate,
+        jury,
+        pinned,
+    };
+    reserve(plan, request.max_cost)
+}
+
+/// Asks the router; whatever it does wrong, an eligible arm is found if there is one.
+fn choose(learner: &mut crate::learner::Learner, select: &SelectRequest<'_>) -> Option<Decision> {
+    if !select.candidates.iter().any(|c| c.eligible) {
+        return None;
+    }
+    let checked = learner
+        .select(select)
+        .map_err(|error: RouterError| error.to_string())
+        .and_then(|decision| {
+            fallback::check(
+                &decision,
+                select.candidates,
+                select.allowed_modes,
+                select.max_arms,
+            )
+            .map(|()| decision)
+        });
+    match checked {
+        Ok(decision) => Some(decision),
+        Err(why) => {
+            tracing::warn!(route = %select.route_id, why, "router did not decide");
+            fallback::plan(select.candidates, select.allowed_modes, why)
+        }
+    }
+}
+
+/// The user's own choice. Limits of money hold for it, estimates of length do not: the backend
+/// counts for itself.
+fn pin(pool: &[Candidature], modes: &[Mode]) -> Option<Decision> {
+    let only = pool.first()?;
+    let forbidden = matches!(
+        only.unfit,
+        Some(Unfit::MaxCost { .. } | Unfit::Budget { .. })
+    );
+    (!forbidden).then(|| Decision {
+        choices: vec![0],
+        mode: modes.first().copied().unwrap_or(Mode::Single),
+        propensity: 1.0,
+        marginals: vec![1.0],
+        reason: "named by the user".into(),
+        source: DecisionSource::Pinned,
+    })
+}
+
+/// Records what the router was told, and the decision if there was one.
+fn record(
+    open: &OpenRoute,
+    pool: &[Candidature],
+    decision: Option<&Decision>,
+) -> Result<(), LedgerError> {
+    let marginal = |index: usize| decision?.marginals.get(index).copied();
+    let records: Vec<_> = pool
+        .iter()
+        .enumerate()
+        .map(|(index, c)| c.record(marginal(index)))
+        .collect();
+    open.decided(&records, decision)
+}
+
+/// Why nobody may take a request.
+fn refusal(route_id: RouteId, pool: &[Candidature]) -> DispatchError {
+    let budget = |c: &Candidature| match &c.unfit {
+        Some(Unfit::Budget { bound, key, left }) => Some((*bound, key.clone(), *left)),
+        _ => None,
+    };
+    // Where money alone is in the way, say so in its own error.
+    if let Some(all) = pool.iter().map(budget).collect::<Option<Vec<_>>>()
+        && let Some((needed, key, left)) = all.into_iter().min()
+    {
+        return DispatchError::Budget { key, needed, left };
+    }
+    let reasons: Vec<String> = pool
+        .iter()
+        .map(|c| match &c.unfit {
+            Some(unfit) => format!("{}: {unfit}", c.candidate.id),
+            None => format!("{}: the router abstained", c.candidate.id),
+        })
+        .collect();
+    DispatchError::NoEligibleArm {
+        route_id,
+        reasons: reasons.join("; "),
+    }
+}
+
+/// Sets the money aside. A cascade is shortened from its end until its bound fits the request's
+/// limit and the budgets.
+fn reserve(mut plan: Plan, max_cost: Option<NanoDollars>) -> Result<Plan, DispatchError> {
+    let mut order: Vec<usize> = plan.decision.choices.iter().map(|c| *c as usize).collect();
+    if plan.decision.mode == Mode::Single {
+        order.truncate(1);
+    }
+    loop {
+        let bounds: Vec<NanoDollars> = order
+            .iter()
+            .filter_map(|index| plan.pool.get(*index))
+            .map(|c| c.bound)
+            .collect();
+        let needed: NanoDollars = bounds.iter().copied().sum();
+        let too_dear = max_cost.is_some_and(|limit| needed > limit);
+        if too_dear && order.len() > 1 {
+            order.pop();
+            continue;
+        }
+        match plan.open.reserve(&bounds)? {
+            Reserved::Granted => {
+                plan.order = order;
+                return Ok(plan);
+            }
+            Reserved::Short { .. } if order.len() > 1 => {
+                order.pop();
+            }
+            Reserved::Short { key, left } => {
+                plan.open
+                    .finish(RouteStatus::Refused, None, None, Vec::new())?;
+                return Err(DispatchError::Budget { key, needed, left });
+            }
+        }
+    }
+}
+
+/// Modes this request may run in.
+fn modes(dispatch: &Dispatch, request: &RouteRequest) -> Result<Vec<Mode>, DispatchError> {
+    match request.mode {
+        Some(mode) => {
+            runnable(mode)?;
+            Ok(vec![mode])
+        }
+        None => Ok(dispatch.settings.modes.clone()),
+    }
+}
+
+/// Refuses modes that deal `parts` over arms.
+pub(crate) fn runnable(mode: Mode) -> Result<(), DispatchError> {
+    let name = match mode {
+        Mode::Single | Mode::AnyWin => return Ok(()),
+        Mode::SumUp => "sum_up",
+        Mode::AllIn => "all_in",
+    };
+    Err(DispatchError::InvalidRequest(format!(
+        "the mode {name} needs a request with `parts`, which cannot be given yet; \
+         use single or any_win"
+    )))
+}
+
+/// The arms that come into question, and whether the user named the one.
+fn pool(dispatch: &Dispatch, request: &RouteRequest) -> Result<(Pool, bool), DispatchError> {
+    let pool = dispatch.pool.lock().clone();
+    let one = match &request.target {
+        Target::Auto if pool.arms.is_empty() => return Err(DispatchError::NoArms),
+        Target::Auto => return Ok((pool, false)),
+        Target::Outside(backend) => Arc::clone(backend),
+        Target::Pinned(name) => {
+            let found = pool.arms.iter().find(|backend| backend.arm().id == *name);
+            Arc::clone(found.ok_or_else(|| unknown_arm(name, &pool))?)
+        }
+    };
+    Ok((Pool::new(vec![one])?, true))
+}
+
+fn unknown_arm(name: &llmpick_core::ArmId, pool: &Pool) -> DispatchError {
+    let known: Vec<String> = pool
+        .arms
+        .iter()
+        .map(|backend| format!("`{}`", backend.arm().id))
+        .collect();
+    DispatchError::UnknownArm {
+        name: name.clone(),
+        known: match known.is_empty() {
+            true => "none".into(),
+            false => known.join(", "),
+        },
+    }
+}
+
+fn target(target: &Target) -> String {
+    match target {
+        Target::Auto => "auto".into(),
+        Target::Pinned(name) => name.to_string(),
+        Target::Outside(backend) => backend.arm().id.to_string(),
+    }
+}
+
+/// What this request may spend: its own limit, and the tightest budget.
+fn purse(dispatch: &Dispatch, request: &RouteRequest) -> Result<Purse, DispatchError> {
+    let now = dispatch.clock.unix_ms();
+    let mut budget: Option<(String, NanoDollars)> = None;
+    for key in &dispatch.settings.budgets {
+        let left = dispatch.ledger.budget(key, now)?.left();
+        if let Some(left) = left
+            && budget.as_ref().is_none_or(|(_, least)| left < *least)
+        {
+            budget = Some((key.clone(), left));
+        }
+    }
+    Ok(Purse {
+        max_cost: request.max_cost,
+        budget,
+    })
+}
+
+fn limits(
+    dispatch: &Dispatch,
+    request: &RouteRequest,
+    modes: &[Mode],
+    pool: &Pool,
+    estimate: Estimate,
+    described: &[Candidature],
+) -> Result<RouteLimits, DispatchError> {
+    let cost_budget = request.cost_budget.or(dispatch.settings.cost_budget);
+    if let Some(bad) = cost_budget.filter(|rho| !rho.is_finite() || *rho < 0.0) {
+        return Err(DispatchError::InvalidRequest(format!(
+            "the cost budget is an amount of dollars from 0 on, not {bad}"
+        )));
+    }
+    let max_arms = request.max_arms.unwrap_or(dispatch.settings.max_arms);
+    if max_arms == 0 {
+        return Err(DispatchError::InvalidRequest(
+            "max_arms is at least 1, not 0".into(),
+        ));
+    }
+    // Where only the first arm will run, the router need not spread its budget over more.
+    let max_arms = match modes {
+        [Mode::Single] => 1,
+        _ => max_arms,
+    };
+    let ms = |time: std::time::Duration| time.as_secs_f64() * 1e3;
+    Ok(RouteLimits {
+        arms_epoch: pool.epoch,
+        allowed_modes: modes.to_vec(),
+        prompt_tokens: estimate.prompt,
+        max_new_tokens: estimate.new_max_over(described),
+        max_cost: request.max_cost.map_or(f64::NAN, NanoDollars::usd),
+        max_latency_ms: request.max_latency.map_or(f64::NAN, ms),
+        min_score: request.min_score.map_or(f64::NAN, f64::from),
+        cost_budget: cost_budget.unwrap_or(f64::NAN),
+        max_arms,
+    })
+}
