@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use llmpick_core::{
-    ArmId, Backend, BackendError, Candidate, Decision, RouteId, Router, Score, Scorer,
+    ArmId, Backend, BackendError, Candidate, ContextKey, Decision, RouteId, Router, Score, Scorer,
 };
 use llmpick_ledger::{
     ArmStats, LateScore, Ledger, RouteRecord, RouteStatus, SnapshotStore, StatsFilter,
@@ -284,6 +284,22 @@ impl Dispatch {
             self.snapshot_dir.clone().map(SnapshotStore::new),
             self.settings.snapshot_every,
         )?;
+        Ok(())
+    }
+
+    /// Replaces the router by one that starts from nothing, and learns from this context's
+    /// feedback only: an experiment beside the shared state. Blocks.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn set_router_for(
+        &self,
+        router: Box<dyn Router>,
+        context: &ContextKey,
+    ) -> Result<(), DispatchError> {
+        let mut serving = self.learner.lock();
+        serving.save(&self.ledger, true);
+        *serving = Learner::isolated(router, &self.ledger, context.clone())?;
         Ok(())
     }
 

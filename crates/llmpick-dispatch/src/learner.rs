@@ -5,7 +5,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use llmpick_core::{Decision, Router, RouterError, RouterNeeds, SelectRequest};
+use llmpick_core::{ContextKey, Decision, Router, RouterError, RouterNeeds, SelectRequest};
 use llmpick_ledger::{Cursor, Ledger, LedgerError, SnapshotStore};
 use tracing::{info, warn};
 
@@ -19,6 +19,8 @@ pub(crate) struct Learner {
     needs: RouterNeeds,
     cursor: Cursor,
     snapshots: Option<SnapshotStore>,
+    /// Only rows of this context are learnt.
+    only: Option<ContextKey>,
     /// Rows applied since the last snapshot.
     fresh: u32,
     every: u32,
@@ -49,11 +51,33 @@ impl Learner {
             name,
             cursor,
             snapshots,
+            only: None,
             fresh: 0,
             every: every.max(1),
         };
         let replayed = learner.catch_up(ledger)?;
         info!(router = %learner.name, from = cursor.id, replayed, "router state restored");
+        Ok(learner)
+    }
+
+    /// A router that starts from nothing and learns what the ledger holds of one context. It
+    /// neither reads nor writes snapshots: the rows of its context are its whole memory.
+    pub(crate) fn isolated(
+        router: Box<dyn Router>,
+        ledger: &Ledger,
+        only: ContextKey,
+    ) -> Result<Self, LedgerError> {
+        let mut learner = Self {
+            needs: router.needs(),
+            name: router.name().to_owned(),
+            router,
+            cursor: Cursor::default(),
+            snapshots: None,
+            only: Some(only),
+            fresh: 0,
+            every: 1,
+        };
+        learner.catch_up(ledger)?;
         Ok(learner)
     }
 
@@ -71,12 +95,15 @@ impl Learner {
         loop {
             let rows = ledger.feedback_after(self.cursor.id, BATCH)?;
             for row in &rows {
+                self.cursor = row.cursor;
                 let feedback = row.for_router(&self.name);
+                if self.only.as_ref().is_some_and(|only| only.0 != feedback.task) {
+                    continue;
+                }
                 // A row the router cannot digest would be as indigestible the next time.
                 if let Err(error) = guarded(|| self.router.feedback(&feedback)) {
                     warn!(router = %self.name, row = row.cursor.id, %error, "feedback was refused");
                 }
-                self.cursor = row.cursor;
                 self.fresh = self.fresh.saturating_add(1);
                 applied += 1;
             }
