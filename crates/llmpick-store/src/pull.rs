@@ -349,14 +349,23 @@ async fn look(inner: &Arc<Inner>, name: &str) -> Result<Option<InstalledModel>, 
 }
 
 fn make_dir(dir: &Path) -> Result<(), PullErrorKind> {
-    fs::create_dir_all(dir).map_err(|error| PullErrorKind::io("make the folder", dir, 0, error))
+    fs::create_dir_all(dir).map_err(|error| not_writable(dir, error))
+}
+
+/// A folder that cannot be made or a lock that cannot be opened, whatever the reason, is a
+/// cache we may not write; only a full disk is something else.
+fn not_writable(path: &Path, error: io::Error) -> PullErrorKind {
+    match PullErrorKind::io("write", path, 0, error) {
+        PullErrorKind::Io { path, source, .. } => PullErrorKind::CacheNotWritable { path, source },
+        other => other,
+    }
 }
 
 /// The model's lock. It is asked for again and again rather than waited for on a thread, so
 /// that a dropped pull stops waiting.
 async fn acquire(path: &Path, meter: &Meter) -> Result<File, PullErrorKind> {
     let io = |error| PullErrorKind::io("lock", path, 0, error);
-    let file = File::create(path).map_err(io)?;
+    let file = File::create(path).map_err(|error| not_writable(path, error))?;
     let mut told = false;
     loop {
         match file.try_lock() {
