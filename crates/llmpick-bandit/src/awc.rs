@@ -7,6 +7,7 @@
 //! guarantee with two constraints and is not offered.
 
 use crate::lp::{self, Cardinality, LpError, Solution};
+use crate::ties;
 
 /// Enumeration is exact up to so many arms and takes a millisecond or two there.
 pub const MAX_EXACT: usize = 16;
@@ -55,11 +56,13 @@ pub fn solve(
             feasible: false,
         });
     }
-    if method == Method::Greedy || means.len() > MAX_EXACT {
-        greedy(&means, costs, n, budget, steps)
-    } else {
-        Ok(exact(&means, costs, n, budget))
-    }
+    ties::by_value(&means, costs, |means, costs| {
+        if method == Method::Greedy || means.len() > MAX_EXACT {
+            greedy(means, costs, n, budget, steps)
+        } else {
+            Ok(exact(means, costs, n, budget))
+        }
+    })
 }
 
 /// Continuous greedy (Vondrák 2008): M steps z += v/M, where v solves the linear programme of

@@ -3,12 +3,14 @@
 
 use rand::RngCore;
 
+use crate::c2mabv::complete;
 use crate::cascade::{self, Order};
 use crate::chance::{beta, coin, shuffle};
 use crate::stats::{ArmStats, Table, TableConfig};
 use crate::ties::{self, binomial};
 use crate::{
-    Choice, ConfigError, Learner, Mode, NoArm, Observation, Question, UnsoundState, rounding, suc,
+    Choice, ConfigError, Learner, Mode, NoArm, Observation, Question, UnsoundState, aic, awc,
+    rounding, suc,
 };
 
 /// Which baseline.
@@ -18,7 +20,7 @@ pub enum Baseline {
     EpsilonGreedy {
         /// ε in [0, 1].
         epsilon: f64,
-        /// The greedy set obeys the budget, through the linear programme on the means.
+        /// The greedy set obeys the budget, through the relaxed problem on the means.
         budgeted: bool,
     },
     /// The N largest μ̂ + √(c·ln t / T_k); no budget.
@@ -179,15 +181,12 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Expected cost: measured, else estimated, else 0.
-    fn costs(&self) -> Vec<f64> {
+    /// Expected cost: measured, else estimated, else `unknown`.
+    fn costs(&self, unknown: f64) -> Vec<f64> {
         let estimate = |k: usize| {
             let cost = self.question.arms[k].est_cost;
-            if cost.is_finite() && cost >= 0.0 {
-                cost
-            } else {
-                0.0
-            }
+            let known = cost.is_finite() && cost >= 0.0;
+            if known { cost } else { unknown }
         };
         let arms = self.arms.iter().zip(&self.stats);
         arms.map(|(&k, stats)| stats.cost.mean().unwrap_or(estimate(k)))
@@ -252,6 +251,20 @@ impl<'a> View<'a> {
         )
     }
 
+    /// The relaxed problem of the mode on the means, always with an arm to answer.
+    fn programme(&self, means: &[f64], costs: &[f64]) -> Vec<f64> {
+        let (n, budget) = (self.n, self.question.budget);
+        let solved = match self.question.mode {
+            Mode::AnyWin if n > 1 => awc::solve(means, costs, n, budget, awc::Method::Auto, 10),
+            Mode::AllIn => aic::solve(means, costs, n, budget),
+            Mode::AnyWin | Mode::Single | Mode::SumUp => suc::solve(means, costs, n, budget),
+        };
+        // Means and costs are finite and costs not negative, so there is a solution.
+        let mut z = solved.map_or_else(|_| vec![0.0; means.len()], |solution| solution.z);
+        complete(&mut z, means, costs);
+        z
+    }
+
     fn epsilon_greedy(
         &self,
         epsilon: f64,
@@ -260,14 +273,16 @@ impl<'a> View<'a> {
     ) -> Choice {
         let k = self.arms.len();
         let explore = coin(epsilon, rng);
-        let means = self.means();
-        let budget = self.question.budget;
-        let limited = budgeted && budget.is_finite();
+        let mut means = self.means();
+        let limited = budgeted && self.question.budget.is_finite();
+        if limited && self.question.mode == Mode::AnyWin && self.n > 1 {
+            means
+                .iter_mut()
+                .for_each(|mean| *mean = mean.min(awc::MAX_MEAN));
+        }
         let (shares, greedy, costs, z) = if limited {
-            let costs = self.costs();
-            // Means and costs are finite and costs not negative, so there is a solution.
-            let solved = suc::solve(&means, &costs, self.n, budget);
-            let z = solved.map_or_else(|_| vec![1.0; k], |solution| solution.z);
+            let costs = self.costs(0.0);
+            let z = self.programme(&means, &costs);
             let set = rounding::round(&z, rng);
             (ties::share(&z, &means, &costs), set, costs, z)
         } else {
@@ -311,18 +326,19 @@ impl<'a> View<'a> {
                 choice.order = set.iter().map(|&i| self.arms[i]).collect();
                 Ok(choice)
             }
+            // An arm of unknown cost gets the benefit of the doubt, once.
             Fixed::Cheapest => {
-                let values: Vec<f64> = self.costs().iter().map(|c| -c).collect();
+                let values: Vec<f64> = self.costs(0.0).iter().map(|c| -c).collect();
                 Ok(self.certain(&values, "always the cheapest"))
             }
-            Fixed::Dearest => Ok(self.certain(&self.costs(), "always the dearest")),
+            Fixed::Dearest => Ok(self.certain(&self.costs(f64::INFINITY), "always the dearest")),
         }
     }
 
     /// A set in its order: a cascade by ascending cost, else as it is.
     fn choice(&self, mut set: Vec<usize>, shares: Vec<f64>, propensity: f64, why: &str) -> Choice {
         if self.question.mode == Mode::AnyWin {
-            cascade::sort(&mut set, &self.means(), &self.costs(), Order::Cost);
+            cascade::sort(&mut set, &self.means(), &self.costs(0.0), Order::Cost);
         }
         let mut marginals = vec![0.0; self.question.arms.len()];
         for (&k, share) in self.arms.iter().zip(shares) {

@@ -389,7 +389,7 @@ impl Round {
 
 /// A request must be answered, so Σz ≥ 1: what is lacking goes to the cheapest arm, of equals
 /// the best.
-fn complete(z: &mut [f64], means: &[f64], costs: &[f64]) {
+pub(crate) fn complete(z: &mut [f64], means: &[f64], costs: &[f64]) {
     let lacking = 1.0 - z.iter().sum::<f64>();
     if lacking <= 0.0 {
         return;

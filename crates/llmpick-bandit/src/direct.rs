@@ -4,6 +4,7 @@
 use crate::Mode;
 use crate::awc::MAX_MEAN;
 use crate::lp::{self, LpError, Solution};
+use crate::ties;
 
 /// Sets are enumerated up to so many arms.
 pub const MAX_ARMS: usize = 20;
@@ -19,6 +20,12 @@ pub fn solve(
     budget: f64,
 ) -> Result<Solution, LpError> {
     lp::check(means, costs, budget)?;
+    ties::by_value(means, costs, |means, costs| {
+        Ok(enumerate(mode, means, costs, n, budget))
+    })
+}
+
+fn enumerate(mode: Mode, means: &[f64], costs: &[f64], n: usize, budget: f64) -> Solution {
     let k = means.len();
     let most = if mode == Mode::Single { 1 } else { n.min(k) };
     let least = if mode == Mode::AnyWin {
@@ -42,7 +49,7 @@ pub fn solve(
         1.0
     };
     search.descend(0, 0, 0.0, neutral);
-    Ok(match search.best {
+    match search.best {
         Some((_, _, inside)) => lp::integral(&inside, true),
         None => {
             let cheapest = lp::top(k, least, |a, b| {
@@ -52,7 +59,7 @@ pub fn solve(
             });
             lp::integral(&cheapest, false)
         }
-    })
+    }
 }
 
 struct Search<'a> {

@@ -392,15 +392,16 @@ impl Knowledge {
     pub fn policy(&self, ids: &[&str], method: Method) -> Policy {
         let known: Vec<Option<&Arm>> = ids.iter().map(|id| self.arms.get(*id)).collect();
         let strangers = known.iter().filter(|arm| arm.is_none()).count();
-        let p = match method {
-            Method::Automaton { .. } => self.automaton(&known, strangers),
+        let (p, learnt) = match method {
+            Method::Automaton { .. } => (self.automaton(&known, strangers), strangers == 0),
             Method::Pursuit { warm_up, .. } => self.pursuit(&known, strangers, warm_up),
             Method::QLearning { .. } => {
                 let (p, settled) = self.q_policy(ids, &known, strangers, method);
                 return Policy::new(p, settled);
             }
         };
-        let settled = strangers == 0 && p.iter().any(|p| *p >= CONVERGED);
+        // An arm that is alone, or the last one to warm up, is certain but proves nothing.
+        let settled = learnt && ids.len() > 1 && p.iter().any(|p| *p >= CONVERGED);
         // Locked for the rest of the session: the crumbs of the others go to the one.
         let p = if settled { vertex(&p) } else { p };
         Policy::new(p, settled)
@@ -423,18 +424,16 @@ impl Knowledge {
             .collect()
     }
 
-    /// Equal shares among those that still warm up, afterwards P.
-    fn pursuit(&self, known: &[Option<&Arm>], strangers: usize, warm_up: u32) -> Vec<f64> {
+    /// Equal shares among those that still warm up, afterwards P; true once all are warm.
+    fn pursuit(&self, known: &[Option<&Arm>], strangers: usize, warm_up: u32) -> (Vec<f64>, bool) {
         let cold = |arm: &Option<&Arm>| arm.is_none_or(|a| a.reward.count < f64::from(warm_up));
         let count = known.iter().filter(|arm| cold(arm)).count();
         if count == 0 {
-            return self.automaton(known, strangers);
+            return (self.automaton(known, strangers), true);
         }
         let share = 1.0 / count as f64;
-        known
-            .iter()
-            .map(|arm| if cold(arm) { share } else { 0.0 })
-            .collect()
+        let shares = known.iter().map(|arm| if cold(arm) { share } else { 0.0 });
+        (shares.collect(), false)
     }
 
     fn q_policy(

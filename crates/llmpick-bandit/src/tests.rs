@@ -1,6 +1,16 @@
 //! Whole learners against the reference numbers of ALGORITHMS 1.8, 1.9 and 2.3.
 #![allow(clippy::unwrap_used)]
 
+use rand_pcg::Pcg64Mcg;
+
+use crate::baselines::{Baseline, BaselineLearner, Fixed};
+use crate::c2mabv::{C2mabv, C2mabvConfig, CostScale};
+use crate::cascade::Order;
+use crate::chance::{coin, normal, seeded, unit};
+use crate::pickllm::{Knowledge, Method, PickLlm, PickLlmConfig, RewardConfig};
+use crate::stats::{Delta, TableConfig};
+use crate::{ArmView, Choice, Ending, Learner, Mode, Observation, Question, awc, suc};
+
 /// E[min(1, c·U(0.5, 1.5))], the true mean of a simulated cost: the dearest arm is cut off at 1.
 pub(crate) fn mean_cost(c: f64) -> f64 {
     let (low, high) = (0.5 * c, 1.5 * c);
@@ -35,3 +45,760 @@ pub(crate) const SET_G: [(f64, f64); 9] = [
     (0.8485, 0.479),
     (0.8485, 1.0),
 ];
+
+const NAMES: [&str; 9] = ["a", "b", "c", "d", "e", "f", "g", "h", "i"];
+
+fn views(k: usize) -> Vec<ArmView<'static>> {
+    let view = |id: &&'static str| ArmView {
+        id,
+        eligible: true,
+        est_cost: f64::NAN,
+        cost_max: f64::NAN,
+    };
+    NAMES.iter().take(k).map(view).collect()
+}
+
+fn question<'a>(arms: &'a [ArmView<'a>], mode: Mode, n: usize, budget: f64) -> Question<'a> {
+    Question {
+        arms,
+        mode,
+        max_arms: n,
+        budget,
+        context: "",
+    }
+}
+
+fn seen(arm: &str, position: u32, cost: f64, score: Option<f64>) -> Observation<'_> {
+    Observation {
+        arm,
+        position,
+        ending: Ending::Answered,
+        cost,
+        latency_ms: f64::NAN,
+        score,
+        context: "",
+    }
+}
+
+/// What a simulation measured at its checkpoints.
+#[derive(Debug, Default)]
+struct Curve {
+    /// Mean r(S_t; μ) up to each checkpoint.
+    reward: Vec<f64>,
+    /// V up to each checkpoint.
+    violation: Vec<f64>,
+    /// mean_t [cost_t − ρ]⁺ up to each checkpoint.
+    hinge: Vec<f64>,
+}
+
+/// The protocol of ALGORITHMS 1.8: X ~ Bernoulli(μ), y = min(1, c·U(0.5, 1.5)), N = 4.
+fn simulate(
+    learner: &mut impl Learner,
+    world: &dyn Fn(u32) -> [(f64, f64); 9],
+    mode: Mode,
+    budget: f64,
+    checkpoints: &[u32],
+    seed: u64,
+) -> Curve {
+    let arms = views(9);
+    let question = question(&arms, mode, 4, budget);
+    let (mut chance, mut rng) = (seeded(seed), seeded(seed ^ 0x5eed));
+    let (mut reward, mut cost, mut hinge) = (0.0, 0.0, 0.0);
+    let mut curve = Curve::default();
+    for t in 1..=checkpoints.last().copied().unwrap() {
+        let truth = world(t);
+        let choice = learner.select(&question, &mut rng).unwrap();
+        reward += mode.reward(choice.order.iter().map(|&k| truth[k].0));
+        let mut paid = 0.0;
+        for (position, &k) in choice.order.iter().enumerate() {
+            let (mean, c) = truth[k];
+            let success = coin(mean, &mut chance);
+            let y = (c * (0.5 + unit(&mut chance))).min(1.0);
+            paid += y;
+            let score = Some(f64::from(u8::from(success)));
+            learner.observe(&seen(arms[k].id, position as u32, y, score));
+            if mode == Mode::AnyWin && success {
+                break;
+            }
+        }
+        cost += paid;
+        hinge += (paid - budget).max(0.0);
+        if checkpoints.contains(&t) {
+            let rounds = f64::from(t);
+            curve.reward.push(reward / rounds);
+            curve.violation.push((cost / rounds - budget).max(0.0));
+            curve.hinge.push(hinge / rounds);
+        }
+    }
+    curve
+}
+
+/// The mean of several seeds, checkpoint by checkpoint.
+fn mean(curves: &[Curve], of: fn(&Curve) -> &Vec<f64>) -> Vec<f64> {
+    let points = of(&curves[0]).len();
+    let n = curves.len() as f64;
+    let at = |i: usize| curves.iter().map(|curve| of(curve)[i]).sum::<f64>() / n;
+    (0..points).map(at).collect()
+}
+
+/// The settings of the reference figures.
+fn figures(alpha_reward: f64, alpha_cost: f64, horizon: u64) -> C2mabvConfig {
+    C2mabvConfig {
+        alpha_reward,
+        alpha_cost,
+        delta: Delta::Horizon(horizon),
+        cost_scale: CostScale::Fixed(1.0),
+        awc: awc::Method::Greedy,
+        order: Order::Cost,
+        ..C2mabvConfig::default()
+    }
+}
+
+fn c2mabv(config: C2mabvConfig, mode: Mode, set: [(f64, f64); 9], rho: f64, t: u32) -> f64 {
+    ratio(|| C2mabv::new(config).unwrap(), mode, set, rho, t)
+}
+
+fn baseline(baseline: Baseline, mode: Mode, set: [(f64, f64); 9], rho: f64, t: u32) -> f64 {
+    let make = || BaselineLearner::new(baseline.clone(), TableConfig::default()).unwrap();
+    ratio(make, mode, set, rho, t)
+}
+
+/// r / h after `t` rounds, the mean of three seeds.
+fn ratio<L: Learner>(
+    make: impl Fn() -> L,
+    mode: Mode,
+    set: [(f64, f64); 9],
+    rho: f64,
+    t: u32,
+) -> f64 {
+    let run = |seed| simulate(&mut make(), &|_| set, mode, rho, &[t], seed);
+    let curves: Vec<Curve> = (1..=3).map(run).collect();
+    mean(&curves, |c| &c.reward)[0] / mean(&curves, |c| &c.hinge)[0]
+}
+
+#[test]
+fn violation_decays_like_the_reference() {
+    let checkpoints = [250, 500, 1000, 2000, 4000, 8000];
+    let expected = [0.0955, 0.0619, 0.0508, 0.0346, 0.0272, 0.0195];
+    let run = |seed| {
+        let mut learner = C2mabv::new(figures(0.3, 0.05, 8000)).unwrap();
+        simulate(
+            &mut learner,
+            &|_| SET_S,
+            Mode::SumUp,
+            0.5,
+            &checkpoints,
+            seed,
+        )
+    };
+    let curves: Vec<Curve> = (1..=5).map(run).collect();
+    let violation = mean(&curves, |c| &c.violation);
+    for (v, expected) in violation.iter().zip(expected) {
+        assert!(
+            (v / expected).ln().abs() < 0.35,
+            "{violation:.4?}, not {expected:?}"
+        );
+    }
+    assert!(violation[5] <= 0.03, "{violation:?}");
+    // The slope of ln V over ln t, t = 500 … 8000, by least squares.
+    let points = checkpoints.iter().zip(&violation).skip(1);
+    let points: Vec<(f64, f64)> = points.map(|(t, v)| (f64::from(*t).ln(), v.ln())).collect();
+    let n = points.len() as f64;
+    let (mx, my) = points
+        .iter()
+        .fold((0.0, 0.0), |(x, y), p| (x + p.0 / n, y + p.1 / n));
+    let covariance: f64 = points.iter().map(|p| (p.0 - mx) * (p.1 - my)).sum();
+    let variance: f64 = points.iter().map(|p| (p.0 - mx) * (p.0 - mx)).sum();
+    let slope = covariance / variance;
+    assert!((-0.75..=-0.3).contains(&slope), "{slope}: {violation:?}");
+    // Regret against the relaxed optimum of the true means and costs.
+    let rewards = mean(&curves, |c| &c.reward);
+    let regret = (2.4216 - rewards[5]) * 8000.0;
+    assert!(regret / (8000.0 * 8000.0f64.ln()).sqrt() <= 1.0, "{regret}");
+}
+
+#[test]
+fn sum_up_on_set_g_is_ordered_like_the_reference() {
+    let paper = |a, b| c2mabv(figures(a, b, 4000), Mode::SumUp, SET_G, 0.4, 4000);
+    let other = |b| baseline(b, Mode::SumUp, SET_G, 0.4, 4000);
+    let ours = [
+        paper(0.3, 0.05),
+        paper(1.0, 0.05),
+        paper(0.3, 0.01),
+        paper(1.0, 0.01),
+    ];
+    for (ratio, expected) in ours.iter().zip([26.9, 28.4, 29.7, 31.5]) {
+        assert!((ratio / expected).ln().abs() < 0.2, "{ours:?}");
+    }
+    let budgeted = other(epsilon_greedy(true));
+    assert!((budgeted / 22.9).ln().abs() < 0.25, "{budgeted}");
+    assert!(
+        ours.iter().all(|ours| *ours > budgeted),
+        "{ours:?} {budgeted}"
+    );
+    let blind = [
+        (other(epsilon_greedy(false)), 3.1),
+        (other(Baseline::Cucb { exploration: 1.5 }), 2.9),
+        (other(Baseline::Thompson), 2.9),
+        (dearest(SET_G, 0.4, 4000), 1.8),
+    ];
+    for (ratio, expected) in blind {
+        assert!((ratio / expected).ln().abs() < 0.25, "{blind:?}");
+        assert!(ratio < budgeted);
+    }
+}
+
+#[test]
+fn any_win_on_set_s_is_ordered_like_the_reference() {
+    let ours = c2mabv(figures(0.3, 0.05, 1000), Mode::AnyWin, SET_S, 0.5, 1000);
+    assert!((ours / 88.7).ln().abs() < 0.35, "{ours}");
+    let other = |b| baseline(b, Mode::AnyWin, SET_S, 0.5, 1000);
+    let dearest = dearest(SET_S, 0.5, 1000);
+    assert!((dearest / 1.9).ln().abs() < 0.1, "{dearest}");
+    // The reference has 21.5, 28.1 and 30.8 here, from three seeds: a single seed of
+    // ε-greedy lies anywhere from 16 to 190, so only the order is held to.
+    for blind in [
+        Baseline::Cucb { exploration: 1.5 },
+        Baseline::Thompson,
+        epsilon_greedy(false),
+    ] {
+        let ratio = other(blind.clone());
+        assert!(
+            dearest * 4.0 < ratio && ratio < 0.6 * ours,
+            "{blind:?}: {ratio} against {ours}"
+        );
+    }
+    let budgeted = other(epsilon_greedy(true));
+    assert!(budgeted > ours, "{budgeted} against {ours}");
+}
+
+/// Always the dearest arm, alone.
+fn dearest(set: [(f64, f64); 9], rho: f64, t: u32) -> f64 {
+    baseline(Baseline::Fixed(Fixed::Dearest), Mode::Single, set, rho, t)
+}
+
+fn epsilon_greedy(budgeted: bool) -> Baseline {
+    Baseline::EpsilonGreedy {
+        epsilon: 0.1,
+        budgeted,
+    }
+}
+
+#[test]
+fn forgetting_pays_after_a_shock() {
+    // At t = 1500 two good, affordable arms turn bad and two others good.
+    let world = |t: u32| {
+        let mut set = SET_S;
+        if t > 1500 {
+            (set[1].0, set[3].0) = (0.30, 0.35);
+            (set[5].0, set[6].0) = (0.80, 0.75);
+        }
+        set
+    };
+    let after = |discount: f64| {
+        let run = |seed| {
+            let mut config = figures(0.3, 0.05, 3000);
+            config.table.discount = discount;
+            let mut learner = C2mabv::new(config).unwrap();
+            simulate(&mut learner, &world, Mode::SumUp, 0.5, &[1500, 3000], seed)
+        };
+        let curves: Vec<Curve> = (1..=3).map(run).collect();
+        let reward = mean(&curves, |c| &c.reward);
+        2.0 * reward[1] - reward[0] // the mean of the second half
+    };
+    let (forgetful, faithful) = (after(0.997), after(1.0));
+    assert!(
+        forgetful >= faithful + 0.05,
+        "{forgetful} against {faithful}"
+    );
+}
+
+/// A learner that has seen arm `k` of the first `costs.len()` score `means[k]` at `costs[k]`.
+fn taught(config: C2mabvConfig, means: &[f64], costs: &[f64]) -> C2mabv {
+    let mut learner = C2mabv::new(config).unwrap();
+    for round in 0..200 {
+        for (k, (mean, cost)) in means.iter().zip(costs).enumerate() {
+            let score = Some(*mean + if round % 2 == 0 { 0.01 } else { -0.01 });
+            learner.observe(&seen(NAMES[k], u32::from(k > 0), *cost, score));
+        }
+    }
+    learner
+}
+
+/// No exploration: decisions from the means alone.
+fn sure() -> C2mabvConfig {
+    C2mabvConfig {
+        alpha_reward: 0.0,
+        alpha_cost: 0.0,
+        ..C2mabvConfig::default()
+    }
+}
+
+/// Draws often; each frequency must agree with what the choices claim.
+fn check_claims(learner: &impl Learner, question: &Question<'_>) -> Vec<f64> {
+    let draws = 4000u32;
+    let n = f64::from(draws);
+    let mut runs = vec![0u32; question.arms.len()];
+    let mut sets: Vec<(Vec<usize>, f64, u32)> = Vec::new();
+    let mut claimed = Vec::new();
+    for seed in 0..u64::from(draws) {
+        let choice = learner.select(question, &mut seeded(seed)).unwrap();
+        for &k in &choice.order {
+            assert!(question.arms[k].eligible);
+            runs[k] += 1;
+        }
+        let mut set = choice.order.clone();
+        set.sort_unstable();
+        match sets.iter_mut().find(|(known, _, _)| *known == set) {
+            Some((_, p, count)) => {
+                assert!(
+                    (*p - choice.propensity).abs() < 1e-9,
+                    "{set:?}: {p} {choice:?}"
+                );
+                *count += 1;
+            }
+            None => sets.push((set, choice.propensity, 1)),
+        }
+        claimed = choice.marginals;
+    }
+    let close = |count: u32, p: f64| {
+        let tolerance = 4.5 * (p * (1.0 - p) / n).sqrt() + 1e-9;
+        (f64::from(count) / n - p).abs() <= tolerance
+    };
+    for (k, p) in claimed.iter().enumerate() {
+        assert!(
+            close(runs[k], *p),
+            "arm {k}: {} of {draws}, not {p}",
+            runs[k]
+        );
+    }
+    for (set, p, count) in &sets {
+        assert!(close(*count, *p), "{set:?}: {count} of {draws}, not {p}");
+    }
+    claimed
+}
+
+#[test]
+fn probabilities_are_what_is_drawn() {
+    let mut arms = views(5);
+    arms[4].eligible = false;
+    let fresh = C2mabv::new(C2mabvConfig::default()).unwrap();
+    for mode in [Mode::Single, Mode::AnyWin, Mode::SumUp, Mode::AllIn] {
+        // Nothing known: all eligible arms are equal.
+        let n = if mode == Mode::Single { 1.0 } else { 2.0 };
+        let marginals = check_claims(&fresh, &question(&arms, mode, 2, 1.0));
+        assert!((marginals[0] - n / 4.0).abs() < 1e-12, "{marginals:?}");
+        assert_eq!(marginals[4], 0.0);
+        // Something known, and a budget that mixes a pair.
+        let learner = taught(
+            sure(),
+            &[0.9, 0.5, 0.5, 0.2, 0.9],
+            &[1.0, 0.3, 0.3, 0.1, 0.0],
+        );
+        let marginals = check_claims(&learner, &question(&arms, mode, 2, 0.55));
+        assert!(
+            marginals.iter().any(|z| *z > 0.0 && *z < 1.0),
+            "{marginals:?}"
+        );
+    }
+    for budgeted in [true, false] {
+        let table = TableConfig::default();
+        let mut learner = BaselineLearner::new(epsilon_greedy(budgeted), table).unwrap();
+        check_claims(&learner, &question(&arms, Mode::SumUp, 2, 0.5));
+        for (k, (mean, cost)) in [(0.9, 1.0), (0.5, 0.3), (0.4, 0.2), (0.2, 0.1)]
+            .iter()
+            .enumerate()
+        {
+            learner.observe(&seen(NAMES[k], 0, *cost, Some(*mean)));
+        }
+        for mode in [Mode::Single, Mode::AnyWin, Mode::SumUp, Mode::AllIn] {
+            check_claims(&learner, &question(&arms, mode, 2, 0.5));
+            check_claims(&learner, &question(&arms, mode, 2, 0.05));
+        }
+    }
+    let pick = PickLlm::new(PickLlmConfig::default()).unwrap();
+    check_claims(&pick, &question(&arms, Mode::Single, 1, f64::NAN));
+}
+
+#[test]
+fn the_marginals_alone_say_what_select_would_do() {
+    let arms = views(4);
+    let learner = taught(sure(), &[0.9, 0.5, 0.4, 0.2], &[1.0, 0.3, 0.2, 0.1]);
+    let question = question(&arms, Mode::SumUp, 2, 0.6);
+    let round = learner.marginals(&question, &mut seeded(1)).unwrap();
+    let choice = learner.select(&question, &mut seeded(1)).unwrap();
+    assert_eq!(round.z, choice.marginals);
+    assert!((round.z.iter().sum::<f64>() - 2.0).abs() < 1e-9 && round.feasible);
+}
+
+#[test]
+fn without_a_budget_costs_choose_no_set_but_order_the_cascade() {
+    let arms = views(3);
+    let rho = f64::NAN;
+    // Equal means: whatever the costs, a single choice is a fair draw between the best two.
+    let learner = taught(sure(), &[0.6, 0.6, 0.1], &[5.0, 0.1, 0.0]);
+    let marginals = check_claims(&learner, &question(&arms, Mode::Single, 1, rho));
+    assert_eq!(marginals, [0.5, 0.5, 0.0]);
+    let choice = |config, means: &[f64], costs: &[f64]| -> Choice {
+        let question = question(&arms, Mode::AnyWin, 2, rho);
+        let learner = taught(config, means, costs);
+        learner.select(&question, &mut seeded(3)).unwrap()
+    };
+    let cheap_first = choice(sure(), &[0.9, 0.8, 0.1], &[5.0, 0.1, 0.0]);
+    assert_eq!(cheap_first.order, [1, 0]);
+    assert!(
+        cheap_first.reason.contains("mean 0.80"),
+        "{}",
+        cheap_first.reason
+    );
+    let dear = choice(sure(), &[0.9, 0.3, 0.1], &[2.0, 1.0, 0.0]);
+    assert_eq!(dear.order, [0, 1], "2/.9 is less than 1/.3");
+    let by_cost = C2mabvConfig {
+        order: Order::Cost,
+        ..sure()
+    };
+    assert_eq!(
+        choice(by_cost, &[0.9, 0.3, 0.1], &[2.0, 1.0, 0.0]).order,
+        [1, 0]
+    );
+}
+
+#[test]
+fn a_request_is_answered_whatever_the_budget() {
+    let arms = views(3);
+    let learner = taught(sure(), &[0.9, 0.5, 0.4], &[1.0, 0.5, 0.2]);
+    for mode in [Mode::Single, Mode::AnyWin, Mode::SumUp, Mode::AllIn] {
+        for rho in [0.0, 0.1, -1.0] {
+            let question = question(&arms, mode, 1, rho);
+            let choice = learner.select(&question, &mut seeded(1)).unwrap();
+            assert_eq!(choice.order, [2], "{mode:?} at {rho}");
+            assert!(
+                choice.reason.contains("passes the budget"),
+                "{}",
+                choice.reason
+            );
+        }
+        // Half a budget for any-win is less than one arm: the cheapest answers, always.
+        let marginals = check_claims(&learner, &question(&arms, mode, 2, 0.1));
+        assert!(marginals[2] > 0.5, "{marginals:?}");
+    }
+    let nobody = question(&[], Mode::Single, 1, 1.0);
+    assert_eq!(learner.select(&nobody, &mut seeded(1)), Err(crate::NoArm));
+}
+
+#[test]
+fn one_seed_and_one_state_give_one_decision() {
+    let arms = views(9);
+    let question = question(&arms, Mode::AnyWin, 4, 0.5);
+    let mut learner = C2mabv::new(C2mabvConfig::default()).unwrap();
+    let mut chance = seeded(77);
+    let mut digest = 0u64;
+    for seed in 0..500 {
+        let choice = learner.select(&question, &mut seeded(seed)).unwrap();
+        // A restored learner decides and goes on alike, through the text of a snapshot.
+        if seed % 50 == 0 {
+            let text = serde_json::to_string(learner.state()).unwrap();
+            let mut again = C2mabv::new(C2mabvConfig::default()).unwrap();
+            again.restore(serde_json::from_str(&text).unwrap()).unwrap();
+            assert_eq!(again, learner);
+            assert_eq!(again.select(&question, &mut seeded(seed)).unwrap(), choice);
+        }
+        for (position, &k) in choice.order.iter().enumerate() {
+            digest = digest.wrapping_mul(31).wrapping_add(k as u64);
+            let score = Some(f64::from(u8::from(coin(SET_S[k].0, &mut chance))));
+            let cost = SET_S[k].1 * (0.5 + unit(&mut chance));
+            learner.observe(&seen(arms[k].id, position as u32, cost, score));
+        }
+        digest = digest
+            .wrapping_mul(31)
+            .wrapping_add(choice.propensity.to_bits());
+    }
+    // Golden: the same on any machine, and for as long as old ledgers shall replay.
+    assert_eq!(digest, GOLDEN_DIGEST);
+}
+const GOLDEN_DIGEST: u64 = 14730025093995478945;
+
+#[test]
+fn settings_out_of_range_are_refused_with_a_sentence() {
+    let refusal = |change: fn(&mut C2mabvConfig)| {
+        let mut config = C2mabvConfig::default();
+        change(&mut config);
+        C2mabv::new(config).unwrap_err().to_string()
+    };
+    assert_eq!(
+        refusal(|c| c.alpha_cost = -1.0),
+        "`alpha_c` must be a number from 0 to 100, not -1"
+    );
+    refusal(|c| c.delta = Delta::Fixed(0.0));
+    refusal(|c| c.delta = Delta::Fixed(f64::NAN));
+    refusal(|c| c.table.discount = 1.5);
+    refusal(|c| c.greedy_steps = 0);
+    refusal(|c| c.cost_scale = CostScale::Fixed(f64::INFINITY));
+    let step = Method::Automaton { step: 0.0 };
+    let config = PickLlmConfig {
+        method: step,
+        ..PickLlmConfig::default()
+    };
+    assert!(PickLlm::new(config).is_err());
+}
+
+#[test]
+fn impossible_states_are_refused_and_change_nothing() {
+    let mut learner = taught(sure(), &[0.9, 0.5], &[1.0, 0.5]);
+    let before = learner.clone();
+    let text = serde_json::to_string(learner.state()).unwrap();
+    for nonsense in ["NaN", "-3", "inf", "1e9"] {
+        let broken = text.replacen("\"sum\":\"", &format!("\"sum\":\"{nonsense}\",\"x\":\""), 1);
+        let state = serde_json::from_str(&broken).unwrap();
+        assert_eq!(
+            learner.restore(state),
+            Err(crate::UnsoundState),
+            "{nonsense}"
+        );
+        assert_eq!(learner, before);
+    }
+}
+
+// ---- PickLLM ------------------------------------------------------------------------------
+
+const PICK: [f64; 4] = [0.80, 0.65, 0.55, 0.40];
+
+/// One session: rewards N(mean, 0.15²) clamped to [0, 1]. The arm it settled on and the steps
+/// that took, or its most likely arm after `limit` steps.
+fn session(method: Method, limit: u32, seed: u64) -> (usize, u32) {
+    let mut knowledge = Knowledge::default();
+    let mut rng = seeded(seed);
+    let ids = &NAMES[..4];
+    // All arms are known from the start, as in the reference simulation.
+    ids.iter().for_each(|id| knowledge.learn(id, None, method));
+    for step in 0..limit {
+        let policy = knowledge.policy(ids, method);
+        let likeliest = (0..4)
+            .max_by(|&a, &b| policy.p[a].total_cmp(&policy.p[b]))
+            .unwrap();
+        if policy.settled {
+            return (likeliest, step);
+        }
+        let k = crate::chance::pick(&policy.p, &mut rng).unwrap();
+        let reward = (PICK[k] + 0.15 * normal(&mut rng)).clamp(0.0, 1.0);
+        knowledge.learn(ids[k], Some(reward), method);
+    }
+    let policy = knowledge.policy(ids, method);
+    let likeliest = (0..4).max_by(|&a, &b| policy.p[a].total_cmp(&policy.p[b]));
+    (likeliest.unwrap(), limit)
+}
+
+/// The share of 300 sessions that end with the best arm, and their median length.
+fn sessions(method: Method, limit: u32) -> (f64, u32) {
+    let ends: Vec<(usize, u32)> = (0..300).map(|seed| session(method, limit, seed)).collect();
+    let best = ends.iter().filter(|(arm, _)| *arm == 0).count() as f64 / 300.0;
+    let mut steps: Vec<u32> = ends.iter().map(|(_, steps)| *steps).collect();
+    steps.sort_unstable();
+    (best, steps[150])
+}
+
+#[test]
+fn the_automata_reach_the_reference_table() {
+    let table = [
+        (0.02, 1.00, 1255.0),
+        (0.05, 0.977, 418.0),
+        (0.1, 0.867, 170.0),
+        (0.2, 0.647, 63.0),
+        (0.3, 0.537, 38.0),
+        (0.5, 0.443, 17.0),
+    ];
+    for (step, best, median) in table {
+        let (share, steps) = sessions(Method::Automaton { step }, 20_000);
+        // Both are samples of 300: 4σ of their difference.
+        let sigma = (2.0 * best * (1.0 - best) / 300.0f64).sqrt().max(0.005);
+        assert!(
+            (share - best).abs() < 4.0 * sigma,
+            "b={step}: {share}, not {best}"
+        );
+        assert!(
+            (f64::from(steps) / median).ln().abs() < 0.2,
+            "b={step}: {steps}, not {median}"
+        );
+    }
+    assert!(sessions(Method::Automaton { step: 0.05 }, 20_000).0 >= 0.95);
+    for (step, median) in [(0.05, 105.0), (0.1, 61.0)] {
+        let (share, steps) = sessions(Method::Pursuit { step, warm_up: 5 }, 20_000);
+        assert!(share >= 0.98, "pursuit b={step}: {share}");
+        assert!(
+            (f64::from(steps) / median).ln().abs() < 0.15,
+            "b={step}: {steps}"
+        );
+    }
+}
+
+#[test]
+fn optimistic_q_learning_finds_the_best_arm() {
+    let (share, _) = sessions(Method::q_learning(), 500);
+    assert!(share >= 0.97, "{share}");
+}
+
+fn p(knowledge: &Knowledge, method: Method) -> Vec<f64> {
+    knowledge.policy(&NAMES[..4], method).p
+}
+
+#[test]
+fn an_automaton_stays_a_distribution_drifts_as_it_should_and_ignores_nothing_won() {
+    let method = Method::Automaton { step: 0.1 };
+    let mut start = Knowledge::default();
+    for (k, id) in NAMES[..4].iter().enumerate() {
+        start.learn(id, None, method);
+        start.learn(id, Some(0.2 * k as f64), method);
+    }
+    let before = p(&start, method);
+    assert!((before.iter().sum::<f64>() - 1.0).abs() < 1e-12);
+    let mut same = start.clone();
+    same.learn("b", Some(0.0), method);
+    assert_eq!(p(&same, method), before);
+    // E[ΔP_k] = b·P_k(d_k − d̄), from Bernoulli rewards.
+    let n = 40_000;
+    let mut rng: Pcg64Mcg = seeded(4);
+    let mut sums = [(0.0, 0.0); 4];
+    for _ in 0..n {
+        let k = crate::chance::pick(&before, &mut rng).unwrap();
+        let mut next = start.clone();
+        let reward = f64::from(u8::from(coin(PICK[k], &mut rng)));
+        next.learn(NAMES[k], Some(reward), method);
+        let after = p(&next, method);
+        assert!((after.iter().sum::<f64>() - 1.0).abs() < 1e-12);
+        for (sum, (a, b)) in sums.iter_mut().zip(after.iter().zip(&before)) {
+            *sum = (sum.0 + (a - b), sum.1 + (a - b) * (a - b));
+        }
+    }
+    let n = f64::from(n);
+    let average: f64 = before.iter().zip(PICK).map(|(p, d)| p * d).sum();
+    for k in 0..4 {
+        let expected = 0.1 * before[k] * (PICK[k] - average);
+        let (mean, square) = (sums[k].0 / n, sums[k].1 / n);
+        let sigma = ((square - mean * mean) / n).sqrt();
+        assert!(
+            (mean - expected).abs() < 4.0 * sigma,
+            "{mean}, not {expected}"
+        );
+    }
+}
+
+#[test]
+fn the_reward_keeps_its_guards() {
+    let config = RewardConfig::default();
+    // A dear, bad answer is worth nothing, however slow: slowness must not pay.
+    assert_eq!(config.raw(0.0, 1.0, 10.0), 0.0);
+    assert_eq!(config.raw(0.0, 1.0, 1e6), 0.0);
+    // One second is neutral; below 10 ms nothing is gained.
+    assert!((config.raw(1.0, 0.0, 1000.0) - 1.0).abs() < 1e-12);
+    assert_eq!(config.raw(1.0, 0.0, 0.0), config.raw(1.0, 0.0, 10.0));
+    assert_eq!(config.scaled(1.0, 0.0, 10.0), 1.0);
+    // Out of range and unknown inputs are clamped.
+    assert_eq!(config.raw(7.0, -1.0, 100.0), config.raw(1.0, 0.0, 100.0));
+    assert_eq!(config.raw(f64::NAN, 0.0, 100.0), 0.0);
+    assert!(config.raw(0.9, 0.1, 100.0) > config.raw(0.9, 0.2, 100.0));
+    assert!(config.raw(0.9, 0.1, 100.0) > config.raw(0.9, 0.1, 200.0));
+    let no_latency = RewardConfig {
+        latency: 0.0,
+        ..config
+    };
+    assert_eq!(no_latency.raw(1.0, 0.0, 1e9), 1.0);
+}
+
+#[test]
+fn pickllm_settles_survives_arms_that_come_and_go_and_learns_late_scores() {
+    let config = PickLlmConfig {
+        method: Method::Pursuit {
+            step: 0.1,
+            warm_up: 5,
+        },
+        ..PickLlmConfig::default()
+    };
+    let mut learner = PickLlm::new(config).unwrap();
+    let mut arms = views(3);
+    let mut last = None;
+    for seed in 0..200 {
+        let question = question(&arms, Mode::AnyWin, 3, f64::NAN);
+        let choice = learner.select(&question, &mut seeded(seed)).unwrap();
+        assert_eq!(choice.order.len(), 1);
+        let k = choice.order[0];
+        // The score comes later than the call.
+        let call = Observation {
+            latency_ms: 500.0,
+            ..seen(arms[k].id, 0, 0.1, None)
+        };
+        learner.observe(&call);
+        learner.observe(&seen(arms[k].id, 0, f64::NAN, Some([0.2, 0.9, 0.3][k])));
+        last = Some(choice);
+    }
+    let last = last.unwrap();
+    assert_eq!((last.order, last.propensity), (vec![1], 1.0));
+    // The settled arm falls ill: the others take over, and it comes back.
+    arms[1].eligible = false;
+    let question_without = question(&arms, Mode::Single, 1, f64::NAN);
+    let choice = learner.select(&question_without, &mut seeded(1)).unwrap();
+    assert_ne!(choice.order, [1]);
+    assert!((choice.marginals.iter().sum::<f64>() - 1.0).abs() < 1e-9);
+    // A stranger is tried at once.
+    let arms = views(4);
+    let choice = learner.select(&question(&arms, Mode::Single, 1, f64::NAN), &mut seeded(1));
+    assert_eq!(choice.unwrap().marginals, [0.0, 0.0, 0.0, 1.0]);
+    // A snapshot brings it all back, bit for bit.
+    let text = serde_json::to_string(learner.state()).unwrap();
+    let mut again = PickLlm::new(config).unwrap();
+    again.restore(serde_json::from_str(&text).unwrap()).unwrap();
+    assert_eq!(again, learner);
+}
+
+// ---- Baselines ----------------------------------------------------------------------------
+
+#[test]
+fn each_baseline_does_what_its_name_says() {
+    let arms = views(3);
+    let choose = |baseline: Baseline, rounds: u32| {
+        let mut learner = BaselineLearner::new(baseline, TableConfig::default()).unwrap();
+        for _ in 0..rounds {
+            for (k, (mean, cost)) in [(0.2, 0.1), (0.9, 0.5), (0.5, 0.9)].iter().enumerate() {
+                learner.observe(&seen(NAMES[k], u32::from(k > 0), *cost, Some(*mean)));
+            }
+        }
+        let question = question(&arms, Mode::SumUp, 1, f64::NAN);
+        learner.select(&question, &mut seeded(5)).unwrap().order
+    };
+    let turns: Vec<_> = (0..4).map(|r| choose(Baseline::RoundRobin, r)).collect();
+    assert_eq!(turns, [[0], [1], [2], [0]]);
+    assert_eq!(choose(Baseline::Fixed(Fixed::Cheapest), 1), [0]);
+    assert_eq!(choose(Baseline::Fixed(Fixed::Dearest), 1), [2]);
+    let named = Fixed::Arms(vec!["gone".into(), "c".into(), "a".into()]);
+    assert_eq!(choose(Baseline::Fixed(named), 1), [2]);
+    assert_eq!(choose(Baseline::Cucb { exploration: 1.5 }, 200), [1]);
+    assert_eq!(choose(Baseline::Thompson, 500), [1]);
+    let greedy = Baseline::EpsilonGreedy {
+        epsilon: 0.0,
+        budgeted: false,
+    };
+    assert_eq!(choose(greedy, 1), [1]);
+    let gone = Baseline::Fixed(Fixed::Arms(vec!["gone".into()]));
+    let learner = BaselineLearner::new(gone, TableConfig::default()).unwrap();
+    let asked = learner.select(&question(&arms, Mode::Single, 1, 1.0), &mut seeded(1));
+    assert_eq!(asked, Err(crate::NoArm));
+}
+
+#[test]
+fn the_budgeted_greedy_choice_solves_the_programme_of_the_means() {
+    let arms = views(4);
+    let (means, costs) = ([0.9, 0.5, 0.4, 0.2], [1.0, 0.3, 0.2, 0.1]);
+    let greedy = Baseline::EpsilonGreedy {
+        epsilon: 0.0,
+        budgeted: true,
+    };
+    let mut learner = BaselineLearner::new(greedy, TableConfig::default()).unwrap();
+    for k in 0..4 {
+        learner.observe(&seen(NAMES[k], 0, costs[k], Some(means[k])));
+    }
+    let question = question(&arms, Mode::SumUp, 2, 0.6);
+    let choice = learner.select(&question, &mut seeded(1)).unwrap();
+    let z = suc::solve(&means, &costs, 2, 0.6).unwrap().z;
+    for (claimed, z) in choice.marginals.iter().zip(z) {
+        assert!((claimed - z).abs() < 1e-12);
+    }
+}

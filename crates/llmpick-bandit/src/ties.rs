@@ -4,7 +4,31 @@
 //! chance like any other, and a logged propensity must say so: arms nobody has tried yet are
 //! all equal, and calling the one that came first certain would ruin off-policy evaluation.
 
+use crate::lp::{LpError, Solution};
 use crate::rounding;
+
+/// Solves with the arms in order of their values, so that a tie between different sets, and
+/// the last digit of a sum, depend on values alone; only equal arms are told apart by place.
+pub(crate) fn by_value(
+    means: &[f64],
+    costs: &[f64],
+    solve: impl FnOnce(&[f64], &[f64]) -> Result<Solution, LpError>,
+) -> Result<Solution, LpError> {
+    let mut order: Vec<usize> = (0..means.len()).collect();
+    order.sort_by(|&a, &b| {
+        means[b]
+            .total_cmp(&means[a])
+            .then(costs[a].total_cmp(&costs[b]))
+    });
+    let sorted = |values: &[f64]| order.iter().map(|&k| values[k]).collect::<Vec<f64>>();
+    let mut solution = solve(&sorted(means), &sorted(costs))?;
+    let mut z = vec![0.0; means.len()];
+    for (&k, &share) in order.iter().zip(&solution.z) {
+        z[k] = share;
+    }
+    solution.z = z;
+    Ok(solution)
+}
 
 /// Arms the solver cannot tell apart share their marginals.
 pub(crate) fn share(z: &[f64], means: &[f64], costs: &[f64]) -> Vec<f64> {

@@ -115,7 +115,7 @@ impl Kind for EpsilonGreedy {
     const DESCRIPTION: &'static str = "The best means so far, and now and then any arms";
     const CONFIG_SCHEMA: &'static str = r#"{"type":"object","additionalProperties":false,"properties":{
 "epsilon":{"type":"number","minimum":0,"maximum":1,"default":0.1,"description":"Share of random choices."},
-"budgeted":{"type":"boolean","default":true,"description":"The greedy choice obeys the budget, through the linear programme on the means."},
+"budgeted":{"type":"boolean","default":true,"description":"The greedy choice obeys the budget, through the relaxed problem on the means."},
 "discount":{"type":"number","minimum":0.5,"maximum":1,"default":1,"description":"What is left of an observation after one more round; 1 forgets nothing."},
 "shrinkage":{"oneOf":[{"const":"pooled"},{"type":"number","minimum":0,"maximum":1e9}],"default":50,"description":"Support of a task tag by at most so many observations from others; \"pooled\" keeps one statistic for all."}}}"#;
 
