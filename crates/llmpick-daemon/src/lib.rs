@@ -1,1 +1,20 @@
 //! The assembled program: settings, parts, HTTP.
+//!
+//! The only crate that names concrete parts. [`Settings`] says what is wanted, [`App`]
+//! puts it together, [`serve`] answers HTTP with it, and [`client`] talks to a daemon that
+//! already does.
+
+mod app;
+mod paths;
+pub mod plugins;
+pub mod settings;
+
+pub use app::{
+    App, AppError, AppOptions, ModelError, engine_options, model_path, open_ledger, open_store,
+};
+pub use llmpick_dispatch as dispatch;
+pub use llmpick_engine as engine;
+pub use llmpick_ledger as ledger;
+pub use llmpick_remote::Secret;
+pub use paths::Paths;
+pub use settings::{DEFAULT_CONFIG, Settings, SettingsError, SettingsSources};
