@@ -1,0 +1,447 @@
+//! A loaded router behind core's trait: deadline, faults, quarantine, fallback.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use llmpick_core::{
+    Candidate, Decision, DecisionSource, Feedback, Mode, RouteId, Router, RouterError, RouterNeeds,
+    SelectRequest, Snapshot,
+};
+use llmpick_plugin_abi as abi;
+use serde_json::Value;
+
+use crate::call::CallError;
+use crate::lane::{Lane, NoAnswer, NoLane, Ticket};
+use crate::library::{Library, Table};
+use crate::worker::{Blueprint, Fail, Keeper, Worker};
+use crate::{CreateError, FallbackRouter, PluginKind};
+
+/// Where a plugin's code runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    /// On a thread of its own, with a deadline.
+    Actor,
+    /// On the caller's thread, without one: for simulation and replay, where nothing but
+    /// the state may matter.
+    Inline,
+}
+
+/// How a router is supervised.
+#[derive(Clone, Copy, Debug)]
+pub struct RouterOptions {
+    /// Where it runs.
+    pub isolation: Isolation,
+    /// Longest time for a choice; the request's own limit counts if it is shorter.
+    pub deadline: Duration,
+    /// Longest time to start, to write a snapshot, to take one over.
+    pub control_deadline: Duration,
+    /// A call that takes longer than this is given up with its thread, and a new instance
+    /// takes over. Until then the fallback answers at once.
+    pub abandon_after: Duration,
+    /// Feedbacks that may wait; then the caller waits for at most `deadline`, then the
+    /// oldest is dropped and counted.
+    pub backlog: usize,
+    /// Faults after which only the fallback answers.
+    pub quarantine_after: u32,
+    /// Good choices in a row after which earlier faults are forgotten.
+    pub forgive_after: u32,
+    /// Most bytes of a snapshot.
+    pub max_snapshot_bytes: usize,
+}
+
+impl Default for RouterOptions {
+    fn default() -> Self {
+        Self {
+            isolation: Isolation::Actor,
+            deadline: Duration::from_millis(100),
+            control_deadline: Duration::from_secs(5),
+            abandon_after: Duration::from_secs(1),
+            backlog: 1024,
+            quarantine_after: 3,
+            forgive_after: 1000,
+            max_snapshot_bytes: 64 << 20,
+        }
+    }
+}
+
+/// Makes a router of a loaded library. `config_json` is a JSON object; nothing means `{}`.
+///
+/// Whatever the plugin does wrong later, `select` has an answer: the built-in fallback's,
+/// marked with [`DecisionSource::Fallback`] and the reason.
+pub fn router(
+    library: &Arc<Library>,
+    name: &str,
+    config_json: &str,
+    options: &RouterOptions,
+) -> Result<Box<dyn Router>, CreateError> {
+    let Some((info, Table::Router(table))) = library.plugin(PluginKind::Router, name) else {
+        return Err(no_such_plugin(library, PluginKind::Router, name));
+    };
+    let blueprint = Arc::new(Blueprint {
+        info: info.clone(),
+        table,
+        config: parse_config(name, config_json)?,
+        max_snapshot_bytes: options.max_snapshot_bytes,
+    });
+    let keeper = Arc::default();
+    let engine = Engine::start(&blueprint, &keeper, options)?;
+    Ok(Box::new(Supervised {
+        blueprint,
+        keeper,
+        engine,
+        options: *options,
+        faults: Arc::default(),
+        good_in_a_row: 0,
+        stuck: None,
+        quarantined: None,
+    }))
+}
+
+pub(crate) fn no_such_plugin(library: &Library, kind: PluginKind, name: &str) -> CreateError {
+    CreateError::NoSuchPlugin {
+        library: library.path().to_owned(),
+        kind,
+        name: name.to_owned(),
+        held: library.held(),
+    }
+}
+
+/// The configuration as an object; plugins see it as JSON and by key.
+pub(crate) fn parse_config(name: &str, json: &str) -> Result<Value, CreateError> {
+    let refuse = |reason: String| CreateError::Config {
+        name: name.to_owned(),
+        reason,
+    };
+    if json.trim().is_empty() {
+        return Ok(Value::Object(serde_json::Map::new()));
+    }
+    match serde_json::from_str(json) {
+        Ok(Value::Object(map)) => Ok(Value::Object(map)),
+        Ok(_) => Err(refuse("its settings must be a JSON object".to_owned())),
+        Err(error) => Err(refuse(format!("its settings are no JSON: {error}"))),
+    }
+}
+
+/// What a failed constructor means.
+pub(crate) fn create_error(name: &str, error: CallError) -> CreateError {
+    let (name, reason) = (name.to_owned(), error.message);
+    match error.status {
+        abi::E_CONFIG => CreateError::Config { name, reason },
+        _ => CreateError::Failed { name, reason },
+    }
+}
+
+/// What a thread that did not start means.
+pub(crate) fn lane_error(name: &str, waited: Duration, error: NoLane<CallError>) -> CreateError {
+    let name = name.to_owned();
+    match error {
+        NoLane::Refused(error) => create_error(&name, error),
+        NoLane::Late => CreateError::TimedOut { name, waited },
+        NoLane::Thread(source) => CreateError::Thread { name, source },
+    }
+}
+
+enum Engine {
+    Inline(Box<Worker>),
+    Actor(Lane<Worker>),
+}
+
+impl Engine {
+    fn start(
+        blueprint: &Arc<Blueprint>,
+        keeper: &Arc<Mutex<Keeper>>,
+        options: &RouterOptions,
+    ) -> Result<Self, CreateError> {
+        let (blueprint, keeper) = (Arc::clone(blueprint), Arc::clone(keeper));
+        let name = blueprint.info.name.clone();
+        let make = move || Worker::new(blueprint, keeper);
+        match options.isolation {
+            Isolation::Inline => make()
+                .map(|worker| Engine::Inline(Box::new(worker)))
+                .map_err(|error| create_error(&name, error)),
+            Isolation::Actor => Lane::start(&name, options.control_deadline, make)
+                .map(Engine::Actor)
+                .map_err(|error| lane_error(&name, options.control_deadline, error)),
+        }
+    }
+}
+
+struct Supervised {
+    blueprint: Arc<Blueprint>,
+    keeper: Arc<Mutex<Keeper>>,
+    engine: Engine,
+    options: RouterOptions,
+    /// Counted here and, for feedback that nobody waits for, on the plugin's thread.
+    faults: Arc<AtomicU32>,
+    good_in_a_row: u32,
+    /// A call that was given up and, when last seen, still ran.
+    stuck: Option<(Ticket, Instant)>,
+    /// Why only the fallback answers.
+    quarantined: Option<String>,
+}
+
+impl Supervised {
+    fn name_text(&self) -> &str {
+        &self.blueprint.info.name
+    }
+
+    /// Asks the plugin, or says why it was not to be asked.
+    fn ask(&mut self, request: &SelectRequest<'_>) -> Result<Decision, Fail> {
+        self.unstick()?;
+        let deadline = match request.time_budget {
+            Duration::ZERO => self.options.deadline,
+            budget => budget.min(self.options.deadline),
+        };
+        match &mut self.engine {
+            Engine::Inline(worker) => worker.select(request, deadline),
+            Engine::Actor(lane) => {
+                let owned = OwnedRequest::new(request);
+                let job = move |worker: &mut Worker| worker.select(&owned.borrow(), deadline);
+                let answer = lane.call(deadline, job);
+                self.answered(answer, deadline).unwrap_or_else(Err)
+            }
+        }
+    }
+
+    /// Turns a missing answer into a fault, and remembers that the thread may be busy.
+    fn answered<R>(&mut self, answer: Result<R, NoAnswer>, waited: Duration) -> Result<R, Fail> {
+        answer.map_err(|error| match error {
+            NoAnswer::Late(ticket) => {
+                self.stuck = Some((ticket, Instant::now()));
+                Fail::Fault(format!("it did not answer within {waited:?}"))
+            }
+            NoAnswer::Gone => Fail::Fault("its thread is gone".to_owned()),
+        })
+    }
+
+    /// A thread that is still busy with a call that was given up gets no new one: the
+    /// fallback answers at once, and before long another instance takes over.
+    fn unstick(&mut self) -> Result<(), Fail> {
+        let (Some((ticket, since)), Engine::Actor(lane)) = (self.stuck, &self.engine) else {
+            return Ok(());
+        };
+        if !lane.busy_with(ticket) {
+            self.stuck = None;
+            return Ok(());
+        }
+        if since.elapsed() < self.options.abandon_after {
+            return Err(Fail::Busy);
+        }
+        let engine = Engine::start(&self.blueprint, &self.keeper, &self.options)
+            .map_err(|error| Fail::Fault(format!("it hangs, and no other took over: {error}")))?;
+        tracing::warn!(plugin = %self.name_text(), "a call did not return; its thread was given up");
+        if let (Engine::Actor(new), Engine::Actor(old)) = (&engine, &self.engine) {
+            new.inherit(old);
+        }
+        self.engine = engine;
+        self.stuck = None;
+        Ok(())
+    }
+
+    fn note_fault(&mut self, why: &str) {
+        self.faults.fetch_add(1, Ordering::AcqRel);
+        self.good_in_a_row = 0;
+        tracing::warn!(plugin = %self.name_text(), reason = %why, "the router failed");
+        self.judge(why);
+    }
+
+    /// Quarantines after too many faults.
+    fn judge(&mut self, last: &str) {
+        let faults = self.faults.load(Ordering::Acquire);
+        if self.quarantined.is_none() && faults >= self.options.quarantine_after {
+            let name = self.name_text();
+            let why = format!("`{name}` is quarantined after {faults} faults, the last: {last}");
+            tracing::error!(plugin = %name, faults, "the router was quarantined");
+            self.quarantined = Some(why);
+        }
+    }
+
+    fn note_good(&mut self) {
+        self.good_in_a_row = self.good_in_a_row.saturating_add(1);
+        if self.good_in_a_row >= self.options.forgive_after {
+            self.good_in_a_row = 0;
+            self.faults.store(0, Ordering::Release);
+        }
+    }
+
+    /// Runs a call that is no choice: a snapshot, a restore.
+    fn control<R: Send + 'static>(
+        &mut self,
+        run: impl FnOnce(&mut Worker) -> Result<R, RouterError> + Send + 'static,
+    ) -> Result<R, RouterError> {
+        if let Some(why) = &self.quarantined {
+            return Err(RouterError::Fault(why.clone()));
+        }
+        let deadline = self.options.control_deadline;
+        let result = self.unstick().and_then(|()| match &mut self.engine {
+            Engine::Inline(worker) => Ok(run(worker)),
+            Engine::Actor(lane) => {
+                let answer = lane.call(deadline, run);
+                self.answered(answer, deadline)
+            }
+        });
+        let result = match result {
+            Ok(result) => result,
+            Err(Fail::Busy) => return Err(RouterError::Fault(BUSY.to_owned())),
+            Err(Fail::Abstained) => Err(RouterError::Abstained),
+            Err(Fail::Fault(why)) => Err(RouterError::Fault(why)),
+        };
+        if let Err(RouterError::Fault(why)) = &result {
+            self.note_fault(why);
+        }
+        result
+    }
+}
+
+const BUSY: &str = "it is still busy with an earlier call";
+
+impl Router for Supervised {
+    fn name(&self) -> &str {
+        self.name_text()
+    }
+
+    fn needs(&self) -> RouterNeeds {
+        RouterNeeds {
+            prompt: self.blueprint.info.has(abi::CAP_NEEDS_PROMPT),
+            features: self.blueprint.info.has(abi::CAP_NEEDS_FEATURES),
+        }
+    }
+
+    fn select(&mut self, request: &SelectRequest<'_>) -> Result<Decision, RouterError> {
+        if !request
+            .candidates
+            .iter()
+            .any(|candidate| candidate.eligible)
+        {
+            return Err(RouterError::NoEligibleArm);
+        }
+        self.judge("a feedback failed");
+        let why = match &self.quarantined {
+            Some(why) => why.clone(),
+            None => match self.ask(request) {
+                Ok(decision) => {
+                    self.note_good();
+                    return Ok(decision);
+                }
+                Err(Fail::Abstained) => format!("`{}` abstained", self.name_text()),
+                Err(Fail::Busy) => format!("`{}` failed: {BUSY}", self.name_text()),
+                Err(Fail::Fault(why)) => {
+                    let why = format!("`{}` failed: {why}", self.name_text());
+                    self.note_fault(&why);
+                    why
+                }
+            },
+        };
+        FallbackRouter::decide(request, DecisionSource::Fallback(why))
+    }
+
+    fn feedback(&mut self, feedback: &Feedback) -> Result<(), RouterError> {
+        if self.quarantined.is_some() {
+            return Ok(());
+        }
+        match &mut self.engine {
+            Engine::Inline(worker) => {
+                let result = worker.feedback(feedback);
+                if let Err(error) = &result {
+                    self.note_fault(&error.to_string());
+                }
+                result
+            }
+            Engine::Actor(lane) => {
+                let (feedback, faults) = (feedback.clone(), Arc::clone(&self.faults));
+                let RouterOptions {
+                    backlog, deadline, ..
+                } = self.options;
+                let dropped = lane.post(backlog, deadline, move |worker| {
+                    if let Err(error) = worker.feedback(&feedback) {
+                        faults.fetch_add(1, Ordering::AcqRel);
+                        tracing::warn!(reason = %error, "the router failed to learn");
+                    }
+                });
+                if dropped.is_power_of_two() {
+                    let plugin = self.name_text();
+                    tracing::warn!(%plugin, dropped, "the router is too slow to learn it all");
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn snapshot(&mut self) -> Result<Snapshot, RouterError> {
+        self.control(Worker::snapshot)
+    }
+
+    fn restore(&mut self, snapshot: &Snapshot) -> Result<(), RouterError> {
+        let snapshot = snapshot.clone();
+        self.control(move |worker| worker.restore(&snapshot))
+    }
+}
+
+/// A request that outlives its caller's patience: the plugin may still read it when the
+/// caller has gone on.
+struct OwnedRequest {
+    route_id: RouteId,
+    seed: u64,
+    arms_epoch: u64,
+    time_budget: Duration,
+    candidates: Vec<Candidate>,
+    allowed_modes: Vec<Mode>,
+    task: String,
+    session: String,
+    prompt: Option<String>,
+    features: Option<Vec<f32>>,
+    prompt_tokens: u32,
+    max_new_tokens: u32,
+    max_cost: f64,
+    max_latency_ms: f64,
+    min_score: f64,
+    cost_budget: f64,
+    max_arms: u32,
+}
+
+impl OwnedRequest {
+    fn new(request: &SelectRequest<'_>) -> Self {
+        Self {
+            route_id: request.route_id,
+            seed: request.seed,
+            arms_epoch: request.arms_epoch,
+            time_budget: request.time_budget,
+            candidates: request.candidates.to_vec(),
+            allowed_modes: request.allowed_modes.to_vec(),
+            task: request.task.to_owned(),
+            session: request.session.to_owned(),
+            prompt: request.prompt.map(str::to_owned),
+            features: request.features.map(<[f32]>::to_vec),
+            prompt_tokens: request.prompt_tokens,
+            max_new_tokens: request.max_new_tokens,
+            max_cost: request.max_cost,
+            max_latency_ms: request.max_latency_ms,
+            min_score: request.min_score,
+            cost_budget: request.cost_budget,
+            max_arms: request.max_arms,
+        }
+    }
+
+    fn borrow(&self) -> SelectRequest<'_> {
+        SelectRequest {
+            route_id: self.route_id,
+            seed: self.seed,
+            arms_epoch: self.arms_epoch,
+            time_budget: self.time_budget,
+            candidates: &self.candidates,
+            allowed_modes: &self.allowed_modes,
+            task: &self.task,
+            session: &self.session,
+            prompt: self.prompt.as_deref(),
+            features: self.features.as_deref(),
+            prompt_tokens: self.prompt_tokens,
+            max_new_tokens: self.max_new_tokens,
+            max_cost: self.max_cost,
+            max_latency_ms: self.max_latency_ms,
+            min_score: self.min_score,
+            cost_budget: self.cost_budget,
+            max_arms: self.max_arms,
+        }
+    }
+}

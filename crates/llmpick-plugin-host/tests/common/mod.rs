@@ -1,0 +1,133 @@
+//! Builds fixture plugins as their authors would, and loads them.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "a test says where it failed")]
+
+use std::process::Command;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use llmpick_core::{DecisionSource, Router};
+use llmpick_plugin_host::{Isolation, Library, LoadOptions, RouterOptions, router};
+
+pub fn repository() -> Utf8PathBuf {
+    Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// A private folder that goes with the value.
+pub struct Folder(tempfile::TempDir);
+
+impl Folder {
+    pub fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    pub fn path(&self) -> &Utf8Path {
+        Utf8Path::from_path(self.0.path()).unwrap()
+    }
+}
+
+/// Compiles a C file of the repository to `name` in `folder`.
+pub fn cc(folder: &Folder, source: &str, name: &str, flags: &[&str]) -> Utf8PathBuf {
+    let root = repository();
+    let library = folder.path().join(name);
+    let output = Command::new("cc")
+        .args([
+            "-std=gnu11",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-O1",
+            "-shared",
+            "-fPIC",
+        ])
+        .args(flags)
+        .arg("-I")
+        .arg(root.join("crates/llmpick-plugin-abi/include"))
+        .arg("-o")
+        .arg(&library)
+        .arg(root.join(source))
+        .arg("-lm")
+        .output()
+        .expect("a C compiler named `cc` is needed for the fixtures");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    library
+}
+
+/// Builds a crate of the repository with Cargo; answers its library.
+pub fn cargo(folder: &str, library: &str) -> Utf8PathBuf {
+    let target = Utf8Path::new(env!("CARGO_TARGET_TMPDIR")).join("plugins");
+    let build = |offline: &[&str]| {
+        Command::new(env!("CARGO"))
+            .args(["build", "--release", "--quiet", "--manifest-path"])
+            .arg(repository().join(folder).join("Cargo.toml"))
+            .arg("--target-dir")
+            .arg(&target)
+            .args(offline)
+            .output()
+            .unwrap()
+    };
+    let mut output = build(&["--offline"]);
+    if !output.status.success() {
+        // Nothing was downloaded yet.
+        output = build(&[]);
+    }
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    target.join("release").join(library)
+}
+
+/// Target folders may be writable by the group; that is not what these tests are about.
+pub const ANYWHERE: LoadOptions = LoadOptions {
+    check_permissions: false,
+};
+
+pub fn load(path: &Utf8Path) -> Arc<Library> {
+    Library::load(path, &ANYWHERE).unwrap_or_else(|error| panic!("{error}: {:?}", error.kind))
+}
+
+/// The router and scorer in C that misbehave on request, built once per test binary.
+pub fn moody() -> Arc<Library> {
+    static LIBRARY: OnceLock<Arc<Library>> = OnceLock::new();
+    let build = || {
+        let folder = Folder::new();
+        load(&cc(&folder, "tests/plugins/moody.c", "moody.so", &[]))
+    };
+    Arc::clone(LIBRARY.get_or_init(build))
+}
+
+/// The plugin in Rust that panics on request, built once per test binary.
+pub fn panics() -> Arc<Library> {
+    static LIBRARY: OnceLock<Arc<Library>> = OnceLock::new();
+    let build = || load(&cargo("tests/plugins/panics", "libpanics.so"));
+    Arc::clone(LIBRARY.get_or_init(build))
+}
+
+/// Generous, so that a busy machine makes no faults of its own.
+pub fn patient(isolation: Isolation) -> RouterOptions {
+    RouterOptions {
+        isolation,
+        deadline: Duration::from_secs(10),
+        control_deadline: Duration::from_secs(30),
+        ..RouterOptions::default()
+    }
+}
+
+pub fn make(
+    library: &Arc<Library>,
+    name: &str,
+    config: &str,
+    options: &RouterOptions,
+) -> Box<dyn Router> {
+    router(library, name, config, options).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Why the fallback decided, or nothing where the router did.
+pub fn why(source: &DecisionSource) -> &str {
+    match source {
+        DecisionSource::Fallback(why) => why,
+        DecisionSource::Router => "",
+        DecisionSource::Pinned => panic!("nobody pinned anything"),
+    }
+}

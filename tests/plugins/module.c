@@ -1,0 +1,143 @@
+/* Libraries that break the rules before anything runs: one fault per build, chosen with
+ * -DFAULT=... Without it, this is the smallest library that loads. */
+#include "llmpick_plugin.h"
+
+#define NO_FAULT 0
+#define OTHER_MAJOR 1
+#define NEEDS_NEWER 2
+#define WRONG_MAGIC 3
+#define NO_SYMBOL 4
+#define NULL_SELECT 5
+#define BAD_NAME 6
+#define REFUSES 7
+#define EMPTY 8
+#define UNDEFINED 9
+#define TWINS 10
+#define NULL_PLUGIN 11
+#define SHORT_TABLE 12
+#define UNKNOWN_KIND 13
+#define BAD_TEXT 14
+#define LONGER 15
+#ifndef FAULT
+#define FAULT NO_FAULT
+#endif
+
+#if FAULT == UNDEFINED
+extern int nobody_defines_this(void);
+#endif
+
+static llmpick_status create(const llmpick_host *host, llmpick_str config, void **self,
+                             llmpick_error *err) {
+  (void)host, (void)config, (void)err;
+  *self = NULL;
+  return LLMPICK_OK;
+}
+
+static void destroy(void *self) { (void)self; }
+
+static llmpick_status choose(void *self, const llmpick_select_req *req, llmpick_decision *out,
+                             llmpick_error *err) {
+  (void)self, (void)req, (void)err;
+#if FAULT == UNDEFINED
+  nobody_defines_this();
+#endif
+  out->choices[0] = 0;
+  out->choices_len = 1;
+  out->mode = LLMPICK_MODE_SINGLE;
+  return LLMPICK_OK;
+}
+
+/* A module of a newer minor version: more fields than this host knows. */
+static const struct {
+  llmpick_router_vtbl known;
+  void *newer[4];
+} table = {
+    .known = {
+#if FAULT == SHORT_TABLE
+        .size = offsetof(llmpick_router_vtbl, select),
+#elif FAULT == LONGER
+        .size = sizeof(table),
+#else
+        .size = sizeof(llmpick_router_vtbl),
+#endif
+        .create = create,
+        .destroy = destroy,
+#if FAULT != NULL_SELECT
+        .select = choose,
+#endif
+    },
+};
+
+#if FAULT == BAD_TEXT
+static const char not_text[] = {'\xff', '\xfe'};
+#endif
+
+static const llmpick_plugin plugin = {
+    .size = sizeof plugin,
+#if FAULT == UNKNOWN_KIND
+    .kind = 77,
+#else
+    .kind = LLMPICK_KIND_ROUTER,
+#endif
+#if FAULT == BAD_NAME
+    .name = LLMPICK_STR("Not A Name"),
+#else
+    .name = LLMPICK_STR("first"),
+#endif
+    .version = LLMPICK_STR("1.2.3"),
+#if FAULT == BAD_TEXT
+    .description = {not_text, sizeof not_text},
+#endif
+    .vtbl = &table,
+};
+
+static const llmpick_plugin *const plugins[] = {
+#if FAULT == NULL_PLUGIN
+    NULL,
+#else
+    &plugin,
+#endif
+#if FAULT == TWINS
+    &plugin,
+#endif
+};
+
+static const llmpick_module module = {
+#if FAULT == WRONG_MAGIC
+    .magic = {'N', 'O', 'T', 'M', 'I', 'N', 'E', 0},
+#else
+    .magic = LLMPICK_MAGIC,
+#endif
+    .size = sizeof module,
+#if FAULT == OTHER_MAJOR
+    .abi = LLMPICK_ABI(2, 3),
+#elif FAULT == NEEDS_NEWER || FAULT == LONGER
+    .abi = LLMPICK_ABI(1, 9),
+#else
+    .abi = LLMPICK_ABI(1, 0),
+#endif
+#if FAULT == NEEDS_NEWER
+    .abi_min = LLMPICK_ABI(1, 9),
+#else
+    .abi_min = LLMPICK_ABI(1, 0),
+#endif
+#if FAULT != EMPTY
+    .n_plugins = sizeof plugins / sizeof *plugins,
+#endif
+    .plugins = plugins,
+    .built_with = LLMPICK_STR("cc"),
+};
+
+#if FAULT == NO_SYMBOL
+LLMPICK_EXPORT const llmpick_module *some_other_entry(uint32_t host_abi);
+LLMPICK_EXPORT const llmpick_module *some_other_entry(uint32_t host_abi) {
+#else
+const llmpick_module *llmpick_plugin_entry(uint32_t host_abi) {
+#endif
+  (void)host_abi;
+#if FAULT == REFUSES
+  return NULL;
+#else
+  return &module;
+#endif
+}
