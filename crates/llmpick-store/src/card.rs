@@ -141,7 +141,8 @@ impl Source {
                 [one] => format!("wheel {one} {}", wheels.version),
                 many => format!(
                     "wheels {} {} ({} parts)",
-                    many.first().map_or("", |first| first.trim_end_matches('1')),
+                    many.first()
+                        .map_or("", |first| first.trim_end_matches("-part1")),
                     wheels.version,
                     many.len()
                 ),

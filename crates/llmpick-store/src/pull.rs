@@ -245,7 +245,12 @@ async fn publish(
 
 fn verify(staged: &StagedFile, cancel: &Cancel) -> Result<(), SourceError> {
     let io = |error| PullErrorKind::io("read", &staged.path, 0, error);
-    let got = fs::metadata(&staged.path).map_err(io)?.len();
+    let got = match fs::metadata(&staged.path) {
+        Ok(metadata) => metadata.len(),
+        // No wheel had a byte of it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(io(error).into()),
+    };
     if got != staged.bytes {
         discard(staged);
         return Err(SourceError::WrongSize {

@@ -203,10 +203,9 @@ impl Assembly {
         fs::rename(new, self.folder.join("state.json"))
     }
 
-    /// The files as the verification wants them. The note goes: files that turn out wrong
-    /// are thrown away whole.
+    /// The files as the verification wants them. The note stays: a crash before they are in
+    /// place costs no download, and one that turns out wrong is deleted, which voids it.
     fn staged(self, card: &ModelCard) -> Staged {
-        let _ = fs::remove_file(self.folder.join("state.json"));
         let files = self.targets.into_iter().zip(card.files());
         let files = files.map(|(target, file)| StagedFile {
             file: target.file,
@@ -235,10 +234,20 @@ fn read_state(
         && state.packages <= packages
         && state.lengths.len() == targets.len()
         && state.last.len() == targets.len();
+    // All packages and yet not all bytes: they hold another model, and it was refused.
+    let complete = || {
+        targets
+            .iter()
+            .zip(&state.lengths)
+            .all(|(t, length)| t.limit == *length)
+    };
     let long_enough = |(target, length): (&Target, &u64)| {
         *length == 0 || fs::metadata(&target.partial).is_ok_and(|m| m.len() >= *length)
     };
-    (fits && targets.iter().zip(&state.lengths).all(long_enough)).then_some(state)
+    let usable = fits
+        && (state.packages < packages || complete())
+        && targets.iter().zip(&state.lengths).all(long_enough);
+    usable.then_some(state)
 }
 
 /// Opens a partial file to go on at `length`.

