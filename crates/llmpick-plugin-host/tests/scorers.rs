@@ -74,12 +74,12 @@ fn a_panic_costs_one_grade() {
 #[test]
 fn a_scorer_that_hangs_is_replaced() {
     let options = ScorerOptions {
-        deadline: Duration::from_millis(200),
+        deadline: Duration::from_secs(1),
         abandon_after: Duration::from_millis(20),
         ..ScorerOptions::default()
     };
     let says = scorer(&moody(), "says", "", &options).unwrap();
-    let late = "score with `says`: it did not answer within 200ms";
+    let late = "score with `says`: it did not answer within 1s";
     assert_eq!(grade(&says, "spin"), err(late));
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(grade(&says, "0.5"), Ok(Some(0.5)));
