@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{LoadError, LoadErrorKind};
 use crate::gguf::Gguf;
 use crate::shape::{Shape, text, whole};
+use crate::tokens::Tokenizer;
 
 /// A model's own description.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +48,13 @@ pub struct ModelInfo {
     pub instruct: bool,
     /// `general.license`, where given.
     pub license: Option<String>,
+}
+
+/// Reads the tokenizer of the model in `path`, and none of its weights.
+pub fn read_tokenizer(path: &Path) -> Result<Tokenizer, LoadError> {
+    Gguf::open(path)
+        .and_then(|gguf| Tokenizer::from_gguf(gguf.metadata()).map_err(LoadErrorKind::Tokenizer))
+        .map_err(|kind| LoadError::new(path, kind))
 }
 
 /// Reads the description of the model in `path`. Takes milliseconds and no memory to speak of.

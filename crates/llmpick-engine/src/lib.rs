@@ -21,10 +21,9 @@ mod memory;
 mod model;
 mod output;
 mod shape;
-mod stop;
 
 pub use bench::{BenchPlan, BenchReport, Spread};
 pub use error::{EngineError, LoadError, LoadErrorKind, SUPPORTED};
-pub use info::{ModelInfo, read_info};
+pub use info::{ModelInfo, read_info, read_tokenizer};
 pub use local::LocalModel;
 pub use model::{EngineOptions, Model, Perplexity};

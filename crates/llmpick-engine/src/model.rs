@@ -187,7 +187,7 @@ impl Model {
         let prompt_tokens = prompt.len();
         let front = Arc::clone(&self.front);
         let mut sampler = front.sampler(request)?;
-        let mut output = Output::new(&front.tokenizer, &request.stop, request.logprobs);
+        let mut output = Output::new(&front.tokenizer, &request.stop, request.logprobs)?;
         let room = (front.context as usize).saturating_sub(prompt_tokens);
         let limit = request
             .max_tokens
@@ -420,11 +420,7 @@ impl Front {
                 "max_tokens is 0; ask for at least 1 token".to_owned(),
             ));
         }
-        if request.stop.iter().any(String::is_empty) {
-            return Err(EngineError::InvalidRequest(
-                "a stop string is empty; it would end every answer before it begins".to_owned(),
-            ));
-        }
+        Output::new(&self.tokenizer, &request.stop, request.logprobs)?;
         self.sampler(request).map(drop)
     }
 

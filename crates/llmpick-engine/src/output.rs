@@ -8,13 +8,13 @@ use std::collections::VecDeque;
 
 use llmpick_core::TokenPiece;
 
-use crate::stop::StopFilter;
-use crate::tokens::{StreamDecoder, Tokenizer};
+use crate::error::EngineError;
+use crate::tokens::{StopMatcher, StreamDecoder, Tokenizer};
 
 /// The output of one generation.
 pub(crate) struct Output {
     decoder: StreamDecoder,
-    filter: StopFilter,
+    stops: StopMatcher,
     logprobs: bool,
     /// Where each token's text begins, with its log-probability, until that text is out.
     waiting: VecDeque<(usize, f32)>,
@@ -24,15 +24,20 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    pub fn new(tokenizer: &Tokenizer, stops: &[String], logprobs: bool) -> Self {
-        Self {
+    pub fn new(
+        tokenizer: &Tokenizer,
+        stops: &[String],
+        logprobs: bool,
+    ) -> Result<Self, EngineError> {
+        Ok(Self {
             decoder: StreamDecoder::new(tokenizer),
-            filter: StopFilter::new(stops),
+            stops: StopMatcher::new(stops)
+                .map_err(|error| EngineError::InvalidRequest(error.to_string()))?,
             logprobs,
             waiting: VecDeque::new(),
             decoded: 0,
             emitted: 0,
-        }
+        })
     }
 
     /// Takes a token; true when a stop string came up, after which nothing more is to come.
@@ -53,7 +58,7 @@ impl Output {
         {
             return;
         }
-        let text = self.filter.finish();
+        let text = self.stops.finish();
         let logprobs: Vec<f32> = self.waiting.drain(..).map(|(_, l)| l).collect();
         if !text.is_empty() || !logprobs.is_empty() {
             emit(TokenPiece { text, logprobs });
@@ -62,7 +67,7 @@ impl Output {
 
     fn pass(&mut self, text: &str, emit: &mut dyn FnMut(TokenPiece)) -> bool {
         self.decoded += text.len();
-        let passed = self.filter.push(text);
+        let passed = self.stops.push(text);
         self.emitted += passed.text.len();
         let mut logprobs = Vec::new();
         while let Some((_, logprob)) = self.waiting.pop_front_if(|(at, _)| *at < self.emitted) {
@@ -74,6 +79,6 @@ impl Output {
                 logprobs,
             });
         }
-        passed.stopped
+        passed.stop.is_some()
     }
 }

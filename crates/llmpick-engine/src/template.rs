@@ -288,13 +288,13 @@ impl ChatTemplate {
             .iter()
             .zip(contents)
             .map(|(message, content)| {
-                Value::from_iter([
+                Value::from_pairs([
                     ("role", Value::from(role(message.role))),
                     ("content", Value::from(*content)),
                 ])
             })
             .collect();
-        let context = Value::from_iter([
+        let context = Value::from_pairs([
             ("messages", Value::from(messages)),
             ("add_generation_prompt", Value::from(add_generation_prompt)),
             ("bos_token", token_value(self.bos.as_deref())),
