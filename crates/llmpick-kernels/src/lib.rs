@@ -15,21 +15,26 @@ pub use attention::{AttentionSpec, KvCache, KvType, attention};
 pub use embedding::Embedding;
 pub use error::KernelError;
 pub use format::Format;
-pub use matrix::Matrix;
+pub use lanes::Level;
+pub use matrix::{Matrix, matmul_many};
 pub use ops::{
     add_assign, gelu_tanh_mul, log_softmax, logsumexp, rms_norm, scale, silu_mul, softcap,
 };
 pub use pool::Pool;
 pub use rope::{RopeKind, RopeTable, rope};
 
+mod activations;
 mod attention;
 mod embedding;
 mod error;
 mod format;
+mod lanes;
 pub mod map;
 mod matrix;
 pub mod ops;
 mod pool;
+mod product;
 mod rope;
 #[doc(hidden)]
 pub mod testing;
+mod tiles;

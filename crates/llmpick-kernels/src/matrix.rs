@@ -1,15 +1,26 @@
 //! Weights and their product with activations.
 
+use std::cell::Cell;
+
 use candle_core::quantized::GgmlDType;
 
-use crate::{Format, KernelError, Pool, format::dequantise};
+use crate::{
+    Format, KernelError, Pool,
+    activations::Activations,
+    lanes::Level,
+    product::{self, Scratch},
+    tiles,
+};
 
-/// A `rows × cols` matrix of weights.
+/// A `rows × cols` matrix of weights, repacked for the kernels.
+///
+/// Quantised weights meet activations rounded to eight bits per block of 32, as in
+/// llama.cpp; floating-point weights meet them as they are.
 pub struct Matrix {
     format: Format,
     rows: usize,
     cols: usize,
-    bytes: Vec<u8>,
+    tiles: Vec<u8>,
 }
 
 impl Matrix {
@@ -19,6 +30,20 @@ impl Matrix {
     /// If no kernel reads the type, the shape does not fit the type's blocks, or
     /// the bytes do not fit the shape.
     pub fn from_ggml(
+        dtype: GgmlDType,
+        rows: usize,
+        cols: usize,
+        bytes: &[u8],
+    ) -> Result<Matrix, KernelError> {
+        Matrix::from_ggml_in(&Pool::new(1), dtype, rows, cols, bytes)
+    }
+
+    /// As [`Matrix::from_ggml`], the repacking shared out among the pool's threads.
+    ///
+    /// # Errors
+    /// As [`Matrix::from_ggml`].
+    pub fn from_ggml_in(
+        pool: &Pool,
         dtype: GgmlDType,
         rows: usize,
         cols: usize,
@@ -35,11 +60,25 @@ impl Matrix {
                 given: bytes.len(),
             });
         }
+        let row_bytes = wanted / rows;
+        let tile_bytes = tiles::tile_bytes(format, cols);
+        let mut packed = vec![0u8; rows.div_ceil(tiles::ROWS) * tile_bytes];
+        let target = Shared(packed.as_mut_ptr());
+        let target = &target;
+        pool.run(rows.div_ceil(tiles::ROWS), &|task| {
+            let first = task * tiles::ROWS * row_bytes;
+            let last = (first + tiles::ROWS * row_bytes).min(bytes.len());
+            // SAFETY: the tiles lie one after the other in `packed`, one per task.
+            let tile = unsafe {
+                std::slice::from_raw_parts_mut(target.0.add(task * tile_bytes), tile_bytes)
+            };
+            tiles::pack(format, &bytes[first..last], row_bytes, tile);
+        });
         Ok(Matrix {
             format,
             rows,
             cols,
-            bytes: bytes.to_vec(),
+            tiles: packed,
         })
     }
 
@@ -60,7 +99,7 @@ impl Matrix {
 
     /// Bytes that the weights take in memory.
     pub fn size_bytes(&self) -> usize {
-        self.bytes.len()
+        self.tiles.len()
     }
 
     /// `y = x Wᵀ`: `x` is `m × cols`, `y` is `m × rows`, both row-major.
@@ -70,28 +109,7 @@ impl Matrix {
     /// # Panics
     /// If `x` or `y` has another length.
     pub fn matmul(&self, pool: &Pool, x: &[f32], m: usize, y: &mut [f32]) {
-        assert_eq!(x.len(), m * self.cols, "x must be m × cols");
-        assert_eq!(y.len(), m * self.rows, "y must be m × rows");
-        let stride = self.cols / self.format.block_len() * self.format.block_bytes();
-        let out = Output(y.as_mut_ptr());
-        let out = &out;
-        const ROWS: usize = 16;
-        pool.run(self.rows.div_ceil(ROWS), &|task| {
-            let mut weights = vec![0.0; self.cols];
-            for row in task * ROWS..((task + 1) * ROWS).min(self.rows) {
-                dequantise(
-                    self.format,
-                    &self.bytes[row * stride..][..stride],
-                    &mut weights,
-                );
-                for (i, x) in x.chunks_exact(self.cols).enumerate() {
-                    let sum = dot(x, &weights);
-                    // SAFETY: i < m and row < rows, so the place is inside of `y`,
-                    // and each row belongs to one task.
-                    unsafe { *out.0.add(i * self.rows + row) = sum };
-                }
-            }
-        });
+        matmul_many(pool, x, m, &mut [(self, y)]);
     }
 }
 
@@ -101,20 +119,152 @@ impl std::fmt::Debug for Matrix {
     }
 }
 
-/// The output of a product, written by several tasks at different places.
-struct Output(*mut f32);
-// SAFETY: the tasks of a product write disjoint rows.
-unsafe impl Sync for Output {}
+/// Several products of the same `x`, `m × cols`, at once: the activations are
+/// rounded once and the threads meet once. Query, key and value are such products,
+/// gate and up are others.
+///
+/// The results are those of [`Matrix::matmul`], bit for bit.
+///
+/// # Panics
+/// If a matrix has other columns than the first, or `x` or a `y` another length.
+pub fn matmul_many(pool: &Pool, x: &[f32], m: usize, products: &mut [(&Matrix, &mut [f32])]) {
+    matmul_at(Level::best(), pool, x, m, products);
+}
 
-fn dot(x: &[f32], y: &[f32]) -> f32 {
-    let mut lanes = [0f32; 16];
-    let (x, x_rest) = x.as_chunks::<16>();
-    let (y, y_rest) = y.as_chunks::<16>();
-    for (x, y) in x.iter().zip(y) {
-        for i in 0..16 {
-            lanes[i] += x[i] * y[i];
+/// [`matmul_many`] in the form `level`, so that tests can hold the forms together.
+pub(crate) fn matmul_at(
+    level: Level,
+    pool: &Pool,
+    x: &[f32],
+    m: usize,
+    products: &mut [(&Matrix, &mut [f32])],
+) {
+    let Some(cols) = products.first().map(|(matrix, _)| matrix.cols) else {
+        return;
+    };
+    assert_eq!(x.len(), m * cols, "x must be m × cols");
+    for (matrix, y) in products.iter() {
+        assert_eq!(matrix.cols, cols, "the matrices must have the same columns");
+        assert_eq!(y.len(), m * matrix.rows, "y must be m × rows");
+    }
+    if m == 0 {
+        return;
+    }
+    let mut activations = ACTIVATIONS.take();
+    if products.iter().any(|(matrix, _)| !matrix.format.is_float()) {
+        activations.fill(level, pool, x, cols, product::group_rows(level, m));
+    }
+    let jobs: Vec<Job> = products
+        .iter_mut()
+        .map(|(matrix, y)| Job::new(pool, matrix, y))
+        .collect();
+    let tasks = jobs.iter().map(|job| job.tasks).sum();
+    pool.run(tasks, &|mut task| {
+        for job in &jobs {
+            if task < job.tasks {
+                let mut scratch = SCRATCH.take();
+                job.run(level, task, x, &activations, &mut scratch);
+                SCRATCH.set(scratch);
+                return;
+            }
+            task -= job.tasks;
+        }
+    });
+    ACTIVATIONS.set(activations);
+}
+
+thread_local! {
+    /// The quantised rows of the caller's product. Taken out while in use, so that a
+    /// product inside of a task of another only finds them empty.
+    static ACTIVATIONS: Cell<Activations> = Cell::default();
+    /// Each thread's panel and sums.
+    static SCRATCH: Cell<Scratch> = Cell::default();
+}
+
+/// One product, cut into tasks of some tiles each.
+struct Job<'a> {
+    matrix: &'a Matrix,
+    y: Shared<f32>,
+    tiles: usize,
+    tasks: usize,
+}
+
+impl<'a> Job<'a> {
+    fn new(pool: &Pool, matrix: &'a Matrix, y: &mut [f32]) -> Job<'a> {
+        let tiles = matrix.rows.div_ceil(tiles::ROWS);
+        // Enough tasks that a thread which lost its core for a while delays little,
+        // and few enough that neighbouring tiles are mostly read by one thread.
+        let tasks = tiles.min(8 * pool.threads());
+        Job {
+            matrix,
+            y: Shared(y.as_mut_ptr()),
+            tiles,
+            tasks,
         }
     }
-    let rest: f32 = x_rest.iter().zip(y_rest).map(|(x, y)| x * y).sum();
-    lanes.iter().sum::<f32>() + rest
+
+    fn run(
+        &self,
+        level: Level,
+        task: usize,
+        x: &[f32],
+        activations: &Activations,
+        scratch: &mut Scratch,
+    ) {
+        let Matrix {
+            format,
+            rows,
+            cols,
+            tiles: ref weights,
+        } = *self.matrix;
+        let tile_bytes = tiles::tile_bytes(format, cols);
+        for tile in self.tiles * task / self.tasks..self.tiles * (task + 1) / self.tasks {
+            let weights = &weights[tile * tile_bytes..];
+            let sums = product::tile(level, format, weights, x, cols, activations, scratch);
+            let first = tile * tiles::ROWS;
+            let width = tiles::ROWS.min(rows - first);
+            for (r, sums) in sums.iter().enumerate() {
+                // SAFETY: `y` is m × rows as checked by `matmul_at`, there are m sums,
+                // `first + width ≤ rows`, and each tile belongs to one task.
+                unsafe {
+                    let to = self.y.0.add(r * rows + first);
+                    std::ptr::copy_nonoverlapping(sums.as_ptr(), to, width);
+                }
+            }
+        }
+    }
+}
+
+/// Memory that tasks write at different places.
+struct Shared<T>(*mut T);
+// SAFETY: whoever writes through the pointer says why nobody else writes there.
+unsafe impl<T> Sync for Shared<T> {}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::testing::{Random, random_weights};
+
+    #[test]
+    fn all_forms_give_the_same_bits() {
+        let pool = Pool::new(2);
+        for format in Format::ALL {
+            for (rows, cols, m) in [(33, 256, 1), (16, 1536, 3), (20, 1280, 31), (5, 256, 7)] {
+                let bytes = random_weights(format, rows, cols, 5);
+                let matrix = Matrix::from_ggml(format.ggml(), rows, cols, &bytes).unwrap();
+                let x = Random::new(6).vec(m * cols);
+                let product = |level| {
+                    let mut y = vec![f32::NAN; m * rows];
+                    matmul_at(level, &pool, &x, m, &mut [(&matrix, &mut y)]);
+                    y
+                };
+                let plain = product(Level::Plain);
+                for level in [Level::Avx2, Level::Avx512] {
+                    assert_eq!(product(level), plain, "{format:?} {level:?} m={m}");
+                }
+            }
+        }
+    }
 }

@@ -3,6 +3,8 @@
 //! Sums run over sixteen lanes that are folded in a fixed order, so that a
 //! result is the same on every machine and for every number of rows.
 
+use crate::lanes::{Kernel, Lanes, Level, exp, run, sum};
+
 /// Root-mean-square norm: `out = x / sqrt(mean(x²) + eps) · weight`, row by row.
 ///
 /// `x` and `out` hold any number of rows of `weight.len()` numbers each.
@@ -15,12 +17,9 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
         x.len().is_multiple_of(weight.len().max(1)),
         "x must be whole rows"
     );
-    for (x, out) in x
-        .chunks_exact(weight.len())
-        .zip(out.chunks_exact_mut(weight.len()))
-    {
-        let mean = sum_of_squares(x) / x.len() as f32;
-        let factor = 1.0 / (mean + eps).sqrt();
+    let width = weight.len().max(1);
+    for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+        let factor = 1.0 / (sum_of_squares(x) / width as f32 + eps).sqrt();
         for ((o, x), w) in out.iter_mut().zip(x).zip(weight) {
             *o = x * factor * w;
         }
@@ -36,9 +35,9 @@ pub fn rms_norm_in_place(x: &mut [f32], weight: &[f32], eps: f32) {
         x.len().is_multiple_of(weight.len().max(1)),
         "x must be whole rows"
     );
-    for x in x.chunks_exact_mut(weight.len()) {
-        let mean = sum_of_squares(x) / x.len() as f32;
-        let factor = 1.0 / (mean + eps).sqrt();
+    let width = weight.len().max(1);
+    for x in x.chunks_exact_mut(width) {
+        let factor = 1.0 / (sum_of_squares(x) / width as f32 + eps).sqrt();
         for (x, w) in x.iter_mut().zip(weight) {
             *x = *x * factor * w;
         }
@@ -55,9 +54,7 @@ pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
         up.len(),
         "gate and up must have the same length"
     );
-    for (g, u) in gate.iter_mut().zip(up) {
-        *g = *g / (1.0 + (-*g).exp()) * u;
-    }
+    run(Level::best(), Gate::<false> { gate, up });
 }
 
 /// `gate = gelu(gate) · up`, with the tanh form of gelu that gemma uses.
@@ -70,10 +67,51 @@ pub fn gelu_tanh_mul(gate: &mut [f32], up: &[f32]) {
         up.len(),
         "gate and up must have the same length"
     );
-    for (g, u) in gate.iter_mut().zip(up) {
-        // ½(1 + tanh t) = 1 / (1 + e⁻²ᵗ), with t = √(2/π) (x + 0.044715 x³).
-        let t = 0.797_884_6 * (*g + 0.044_715 * *g * *g * *g);
-        *g = *g / (1.0 + (-2.0 * t).exp()) * u;
+    run(Level::best(), Gate::<true> { gate, up });
+}
+
+/// `gate = gate / (1 + e⁻ᵗ) · up`, with t = gate, or for gelu, as
+/// ½(1 + tanh s) = 1 / (1 + e⁻²ˢ), t = 2 √(2/π) (gate + 0.044715 gate³).
+struct Gate<'a, const GELU: bool> {
+    gate: &'a mut [f32],
+    up: &'a [f32],
+}
+
+impl<const GELU: bool> Kernel for Gate<'_, GELU> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn call<L: Lanes>(self) {
+        let (whole, rest) = self.gate.as_chunks_mut::<16>();
+        let (whole_up, rest_up) = self.up.as_chunks::<16>();
+        for (gate, up) in whole.iter_mut().zip(whole_up) {
+            // SAFETY: the caller vouches for the features.
+            unsafe { gate_lanes::<L, GELU>(gate, up) };
+        }
+        let (mut gate, mut up) = ([0.0; 16], [0.0; 16]);
+        gate[..rest.len()].copy_from_slice(rest);
+        up[..rest.len()].copy_from_slice(rest_up);
+        // SAFETY: the caller vouches for the features.
+        unsafe { gate_lanes::<L, GELU>(&mut gate, &up) };
+        rest.copy_from_slice(&gate[..rest.len()]);
+    }
+}
+
+#[inline(always)]
+unsafe fn gate_lanes<L: Lanes, const GELU: bool>(gate: &mut [f32; 16], up: &[f32; 16]) {
+    // SAFETY: both arrays hold sixteen numbers.
+    unsafe {
+        let x = L::load(gate.as_ptr());
+        let mut minus = L::sub(L::splat(0.0), x);
+        if GELU {
+            let square = L::mul(x, x);
+            let factor = L::fma(L::splat(0.044_715), square, L::splat(1.0));
+            minus = L::mul(L::mul(minus, factor), L::splat(2.0 * 0.797_884_6));
+        }
+        let below = L::add(L::splat(1.0), exp::<L>(minus));
+        L::store(
+            gate.as_mut_ptr(),
+            L::mul(L::div(x, below), L::load(up.as_ptr())),
+        );
     }
 }
 
@@ -131,27 +169,29 @@ pub fn log_softmax(x: &mut [f32]) {
 
 /// `Σ x²` over sixteen lanes, folded by halves.
 fn sum_of_squares(x: &[f32]) -> f32 {
-    let mut lanes = [0f32; 16];
-    let (chunks, rest) = x.as_chunks::<16>();
-    for chunk in chunks {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *lane += x * x;
-        }
-    }
-    for (lane, x) in lanes.iter_mut().zip(rest) {
-        *lane += x * x;
-    }
-    fold(lanes)
+    run(Level::best(), Squares(x))
 }
 
-/// Adds sixteen lanes by halves.
-fn fold(mut lanes: [f32; 16]) -> f32 {
-    for half in [8, 4, 2, 1] {
-        for i in 0..half {
-            lanes[i] += lanes[i + half];
+struct Squares<'a>(&'a [f32]);
+
+impl Kernel for Squares<'_> {
+    type Output = f32;
+    #[inline(always)]
+    unsafe fn call<L: Lanes>(self) -> f32 {
+        let (whole, rest) = self.0.as_chunks::<16>();
+        let mut last = [0.0; 16];
+        last[..rest.len()].copy_from_slice(rest);
+        // SAFETY: each chunk holds sixteen numbers.
+        unsafe {
+            let mut acc = L::splat(0.0);
+            for chunk in whole {
+                let x = L::load(chunk.as_ptr());
+                acc = L::fma(x, x, acc);
+            }
+            let x = L::load(last.as_ptr());
+            sum::<L>(L::fma(x, x, acc))
         }
     }
-    lanes[0]
 }
 
 #[cfg(test)]
@@ -204,6 +244,36 @@ mod tests {
         let mut far = [-1e10f32, 1e10, -200.0, 200.0, 0.0];
         gelu_tanh_mul(&mut far, &[1.0; 5]);
         assert_eq!(far, [0.0, 1e10, 0.0, 200.0, 0.0]);
+    }
+
+    #[test]
+    fn forms_agree() {
+        let mut random = Random::new(11);
+        let x: Vec<f32> = random.vec(101).iter().map(|x| x * 20.0).collect();
+        let up = random.vec(101);
+        let at = |level| {
+            let (mut silu, mut gelu) = (x.clone(), x.clone());
+            run(
+                level,
+                Gate::<false> {
+                    gate: &mut silu,
+                    up: &up,
+                },
+            );
+            run(
+                level,
+                Gate::<true> {
+                    gate: &mut gelu,
+                    up: &up,
+                },
+            );
+            silu.extend(gelu);
+            silu.push(run(level, Squares(&x)));
+            silu
+        };
+        for level in [Level::Avx2, Level::Avx512] {
+            assert_eq!(at(level), at(Level::Plain), "{level:?}");
+        }
     }
 
     #[test]

@@ -1,0 +1,97 @@
+//! Measures the product kernels: GB/s of weights read with one row, and GOP/s (two
+//! operations a weight) with more.
+//!
+//! `cargo run --release -p llmpick-kernels --example kernel_bench [THREADS] [ROWS…]`
+//!
+//! The weights are those of a layer of a 0.5B model, repeated until they fill 256 MB,
+//! so that one row reads memory and not the cache.
+
+use std::time::Instant;
+
+use llmpick_kernels::{Format, Level, Matrix, Pool, testing};
+
+fn main() {
+    let arguments: Vec<usize> = std::env::args()
+        .skip(1)
+        .filter_map(|a| a.parse().ok())
+        .collect();
+    let pool = Pool::new(arguments.first().copied().unwrap_or(0));
+    let rows = match arguments.get(1..) {
+        Some(rows) if !rows.is_empty() => rows.to_vec(),
+        _ => vec![1, 2, 4, 8, 32, 128],
+    };
+    println!(
+        "{} threads, {:?}; median of 7",
+        pool.threads(),
+        Level::best()
+    );
+    for format in Format::ALL {
+        let matrices = layer(&pool, format);
+        let bytes: usize = matrices.iter().map(Matrix::size_bytes).sum();
+        let copies = (256_000_000 / bytes).max(1);
+        let all: Vec<Vec<Matrix>> = (0..copies).map(|_| layer(&pool, format)).collect();
+        print!("{:5}", format!("{format:?}"));
+        for &m in &rows {
+            // Enough work for a steady figure, little enough to wait for.
+            let used = &all[..copies.min((400 / m).max(1))];
+            let seconds = median(|| {
+                for matrix in used.iter().flatten() {
+                    let x = &inputs()[..m * matrix.cols()];
+                    OUT.with_borrow_mut(|y| {
+                        y.resize(m * matrix.rows(), 0.0);
+                        matrix.matmul(&pool, x, m, y);
+                    });
+                }
+            });
+            let weights: usize = used.iter().flatten().map(|w| w.rows() * w.cols()).sum();
+            let read: usize = used.iter().flatten().map(Matrix::size_bytes).sum();
+            match m {
+                1 => print!("  m=1 {:5.1} GB/s", read as f64 / seconds / 1e9),
+                _ => print!(
+                    "  m={m} {:4.0} GOP/s",
+                    2.0 * (weights * m) as f64 / seconds / 1e9
+                ),
+            }
+        }
+        println!();
+    }
+}
+
+/// Query, key and value, output, gate, up and down.
+fn layer(pool: &Pool, format: Format) -> Vec<Matrix> {
+    let shapes = [
+        (896, 1024),
+        (128, 1024),
+        (128, 1024),
+        (896, 1024),
+        (4864, 1024),
+        (4864, 1024),
+    ];
+    let shapes = shapes.into_iter().chain([(896, 4864)]);
+    let matrices = shapes.filter_map(|(rows, cols)| {
+        let bytes = testing::random_weights(format, rows, cols, 1);
+        Matrix::from_ggml_in(pool, format.ggml(), rows, cols, &bytes).ok()
+    });
+    matrices.collect()
+}
+
+thread_local! {
+    static OUT: std::cell::RefCell<Vec<f32>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+fn inputs() -> &'static [f32] {
+    static INPUTS: std::sync::OnceLock<Vec<f32>> = std::sync::OnceLock::new();
+    INPUTS.get_or_init(|| testing::Random::new(1).vec(512 * 4864))
+}
+
+fn median(mut work: impl FnMut()) -> f64 {
+    let mut seconds: Vec<f64> = (0..7)
+        .map(|_| {
+            let start = Instant::now();
+            work();
+            start.elapsed().as_secs_f64()
+        })
+        .collect();
+    seconds.sort_by(f64::total_cmp);
+    seconds[3]
+}

@@ -1,0 +1,377 @@
+//! [`Lanes`] in AVX-512 VNNI and in AVX2.
+#![expect(
+    unsafe_op_in_unsafe_fn,
+    reason = "every line is an instruction; the condition is that of the trait"
+)]
+
+use std::arch::x86_64::*;
+
+use super::Lanes;
+
+/// One register of 512 bits.
+#[derive(Clone, Copy)]
+pub struct Avx512;
+
+impl Lanes for Avx512 {
+    type F = __m512;
+    type I = __m512i;
+    type B = __m512i;
+    // Twelve sums, eight registers of weights, and what a step needs: 32 registers.
+    const ROWS: usize = 12;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> __m512 {
+        _mm512_set1_ps(x)
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> __m512 {
+        _mm512_loadu_ps(p)
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, x: __m512) {
+        _mm512_storeu_ps(p, x)
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u8) -> __m512 {
+        _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u8) -> __m512 {
+        let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+        _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))
+    }
+    #[inline(always)]
+    unsafe fn load_u8(p: *const u8) -> __m512 {
+        _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast())))
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const u8) -> __m512 {
+        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast())))
+    }
+    #[inline(always)]
+    unsafe fn add(a: __m512, b: __m512) -> __m512 {
+        _mm512_add_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn sub(a: __m512, b: __m512) -> __m512 {
+        _mm512_sub_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+        _mm512_mul_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn div(a: __m512, b: __m512) -> __m512 {
+        _mm512_div_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+        _mm512_fmadd_ps(a, b, c)
+    }
+    #[inline(always)]
+    unsafe fn max(a: __m512, b: __m512) -> __m512 {
+        _mm512_max_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn min(a: __m512, b: __m512) -> __m512 {
+        _mm512_min_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn abs(a: __m512) -> __m512 {
+        _mm512_abs_ps(a)
+    }
+    #[inline(always)]
+    unsafe fn select_less(a: __m512, b: __m512, x: __m512, y: __m512) -> __m512 {
+        _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), y, x)
+    }
+    #[inline(always)]
+    unsafe fn pow2(t: __m512) -> __m512 {
+        let n = _mm512_slli_epi32(_mm512_castps_si512(t), 23);
+        _mm512_castsi512_ps(_mm512_add_epi32(n, _mm512_set1_epi32(0x3f80_0000)))
+    }
+
+    #[inline(always)]
+    unsafe fn splat_i(x: i32) -> __m512i {
+        _mm512_set1_epi32(x)
+    }
+    #[inline(always)]
+    unsafe fn add_i(a: __m512i, b: __m512i) -> __m512i {
+        _mm512_add_epi32(a, b)
+    }
+    #[inline(always)]
+    unsafe fn round(x: __m512) -> __m512i {
+        _mm512_cvt_roundps_epi32::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x)
+    }
+    #[inline(always)]
+    unsafe fn to_f(x: __m512i) -> __m512 {
+        _mm512_cvtepi32_ps(x)
+    }
+    #[inline(always)]
+    unsafe fn store_i(p: *mut i32, x: __m512i) {
+        _mm512_storeu_si512(p.cast(), x)
+    }
+
+    #[inline(always)]
+    unsafe fn load_b(p: *const u8) -> __m512i {
+        _mm512_loadu_si512(p.cast())
+    }
+    #[inline(always)]
+    unsafe fn store_b(p: *mut u8, x: __m512i) {
+        _mm512_storeu_si512(p.cast(), x)
+    }
+    #[inline(always)]
+    unsafe fn low(x: __m512i) -> __m512i {
+        _mm512_and_si512(x, _mm512_set1_epi8(15))
+    }
+    #[inline(always)]
+    unsafe fn high(x: __m512i) -> __m512i {
+        _mm512_and_si512(_mm512_srli_epi16(x, 4), _mm512_set1_epi8(15))
+    }
+    #[inline(always)]
+    unsafe fn with_fifth(x: __m512i, bits: *const u8) -> __m512i {
+        let mask = bits.cast::<u64>().read_unaligned();
+        _mm512_mask_add_epi8(x, mask, x, _mm512_set1_epi8(16))
+    }
+    #[inline(always)]
+    unsafe fn with_sixth<const PART: u8>(x: __m512i, h: __m512i) -> __m512i {
+        let moved = match PART {
+            0 => h,
+            1 => _mm512_srli_epi16(h, 2),
+            2 => _mm512_slli_epi16(h, 2),
+            _ => _mm512_slli_epi16(h, 4),
+        };
+        // x | (moved & 0x30)
+        _mm512_ternarylogic_epi32::<0xF8>(x, moved, _mm512_set1_epi8(0x30))
+    }
+    #[inline(always)]
+    unsafe fn dot<const WIDE: bool>(acc: __m512i, x: __m512i, a: *const i8) -> __m512i {
+        _mm512_dpbusd_epi32(acc, x, _mm512_set1_epi32(a.cast::<i32>().read_unaligned()))
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        _mm_prefetch::<_MM_HINT_T0>(p.cast())
+    }
+}
+
+/// Two registers of 256 bits.
+#[derive(Clone, Copy)]
+pub struct Avx2;
+
+/// Applies an instruction to both halves.
+macro_rules! both {
+    ($f:ident($($x:ident),+)) => {
+        [$f($($x[0]),+), $f($($x[1]),+)]
+    };
+}
+
+impl Lanes for Avx2 {
+    type F = [__m256; 2];
+    type I = [__m256i; 2];
+    type B = [__m256i; 2];
+    const ROWS: usize = 4;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self::F {
+        [_mm256_set1_ps(x); 2]
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self::F {
+        [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))]
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, x: Self::F) {
+        _mm256_storeu_ps(p, x[0]);
+        _mm256_storeu_ps(p.add(8), x[1]);
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u8) -> Self::F {
+        [
+            _mm256_cvtph_ps(_mm_loadu_si128(p.cast())),
+            _mm256_cvtph_ps(_mm_loadu_si128(p.add(16).cast())),
+        ]
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u8) -> Self::F {
+        let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+        let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(16).cast()));
+        [
+            _mm256_castsi256_ps(_mm256_slli_epi32(low, 16)),
+            _mm256_castsi256_ps(_mm256_slli_epi32(high, 16)),
+        ]
+    }
+    #[inline(always)]
+    unsafe fn load_u8(p: *const u8) -> Self::F {
+        [
+            _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()))),
+            _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.add(8).cast()))),
+        ]
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const u8) -> Self::F {
+        [
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))),
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.add(8).cast()))),
+        ]
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_add_ps(a, b))
+    }
+    #[inline(always)]
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_sub_ps(a, b))
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_mul_ps(a, b))
+    }
+    #[inline(always)]
+    unsafe fn div(a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_div_ps(a, b))
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        both!(_mm256_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_max_ps(a, b))
+    }
+    #[inline(always)]
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_min_ps(a, b))
+    }
+    #[inline(always)]
+    unsafe fn abs(a: Self::F) -> Self::F {
+        let sign = _mm256_set1_ps(-0.0);
+        [_mm256_andnot_ps(sign, a[0]), _mm256_andnot_ps(sign, a[1])]
+    }
+    #[inline(always)]
+    unsafe fn select_less(a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F {
+        [
+            _mm256_blendv_ps(y[0], x[0], _mm256_cmp_ps::<_CMP_LT_OQ>(a[0], b[0])),
+            _mm256_blendv_ps(y[1], x[1], _mm256_cmp_ps::<_CMP_LT_OQ>(a[1], b[1])),
+        ]
+    }
+    #[inline(always)]
+    unsafe fn pow2(t: Self::F) -> Self::F {
+        let one = _mm256_set1_epi32(0x3f80_0000);
+        let low = _mm256_slli_epi32(_mm256_castps_si256(t[0]), 23);
+        let high = _mm256_slli_epi32(_mm256_castps_si256(t[1]), 23);
+        [
+            _mm256_castsi256_ps(_mm256_add_epi32(low, one)),
+            _mm256_castsi256_ps(_mm256_add_epi32(high, one)),
+        ]
+    }
+
+    #[inline(always)]
+    unsafe fn splat_i(x: i32) -> Self::I {
+        [_mm256_set1_epi32(x); 2]
+    }
+    #[inline(always)]
+    unsafe fn add_i(a: Self::I, b: Self::I) -> Self::I {
+        both!(_mm256_add_epi32(a, b))
+    }
+    #[inline(always)]
+    unsafe fn round(x: Self::F) -> Self::I {
+        // The rounding mode is "nearest even": Rust programs may not change it.
+        both!(_mm256_cvtps_epi32(x))
+    }
+    #[inline(always)]
+    unsafe fn to_f(x: Self::I) -> Self::F {
+        both!(_mm256_cvtepi32_ps(x))
+    }
+    #[inline(always)]
+    unsafe fn store_i(p: *mut i32, x: Self::I) {
+        _mm256_storeu_si256(p.cast(), x[0]);
+        _mm256_storeu_si256(p.add(8).cast(), x[1]);
+    }
+
+    #[inline(always)]
+    unsafe fn load_b(p: *const u8) -> Self::B {
+        [
+            _mm256_loadu_si256(p.cast()),
+            _mm256_loadu_si256(p.add(32).cast()),
+        ]
+    }
+    #[inline(always)]
+    unsafe fn store_b(p: *mut u8, x: Self::B) {
+        _mm256_storeu_si256(p.cast(), x[0]);
+        _mm256_storeu_si256(p.add(32).cast(), x[1]);
+    }
+    #[inline(always)]
+    unsafe fn low(x: Self::B) -> Self::B {
+        let mask = _mm256_set1_epi8(15);
+        [_mm256_and_si256(x[0], mask), _mm256_and_si256(x[1], mask)]
+    }
+    #[inline(always)]
+    unsafe fn high(x: Self::B) -> Self::B {
+        Self::low([_mm256_srli_epi16(x[0], 4), _mm256_srli_epi16(x[1], 4)])
+    }
+    #[inline(always)]
+    unsafe fn with_fifth(x: Self::B, bits: *const u8) -> Self::B {
+        let bits = bits.cast::<[i32; 2]>().read_unaligned();
+        [
+            _mm256_add_epi8(x[0], sixteen_where(bits[0])),
+            _mm256_add_epi8(x[1], sixteen_where(bits[1])),
+        ]
+    }
+    #[inline(always)]
+    unsafe fn with_sixth<const PART: u8>(x: Self::B, h: Self::B) -> Self::B {
+        let mask = _mm256_set1_epi8(0x30);
+        let moved = match PART {
+            0 => h,
+            1 => [_mm256_srli_epi16(h[0], 2), _mm256_srli_epi16(h[1], 2)],
+            2 => [_mm256_slli_epi16(h[0], 2), _mm256_slli_epi16(h[1], 2)],
+            _ => [_mm256_slli_epi16(h[0], 4), _mm256_slli_epi16(h[1], 4)],
+        };
+        [
+            _mm256_or_si256(x[0], _mm256_and_si256(moved[0], mask)),
+            _mm256_or_si256(x[1], _mm256_and_si256(moved[1], mask)),
+        ]
+    }
+    #[inline(always)]
+    unsafe fn dot<const WIDE: bool>(acc: Self::I, x: Self::B, a: *const i8) -> Self::I {
+        let a = _mm256_set1_epi32(a.cast::<i32>().read_unaligned());
+        [
+            dot_half::<WIDE>(acc[0], x[0], a),
+            dot_half::<WIDE>(acc[1], x[1], a),
+        ]
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        _mm_prefetch::<_MM_HINT_T0>(p.cast())
+    }
+}
+
+/// Sums of four products. `maddubs` saturates at 16 bits: two products of bytes
+/// below 128 stay within (2 · 127 · 127), wider bytes go in two parts, the second
+/// being the top bit alone (2 · 128 · 127 = 32,512).
+#[inline(always)]
+unsafe fn dot_half<const WIDE: bool>(acc: __m256i, x: __m256i, a: __m256i) -> __m256i {
+    let ones = _mm256_set1_epi16(1);
+    if !WIDE {
+        let pairs = _mm256_maddubs_epi16(x, a);
+        return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, ones));
+    }
+    let top = _mm256_set1_epi8(i8::MIN);
+    let low = _mm256_maddubs_epi16(_mm256_andnot_si256(top, x), a);
+    let high = _mm256_maddubs_epi16(_mm256_and_si256(top, x), a);
+    let acc = _mm256_add_epi32(acc, _mm256_madd_epi16(low, ones));
+    _mm256_add_epi32(acc, _mm256_madd_epi16(high, ones))
+}
+
+/// 16 in the bytes whose bit is set.
+#[inline(always)]
+unsafe fn sixteen_where(bits: i32) -> __m256i {
+    let spread = _mm256_set_epi64x(
+        0x0303_0303_0303_0303,
+        0x0202_0202_0202_0202,
+        0x0101_0101_0101_0101,
+        0,
+    );
+    let pick = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+    let bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(bits), spread);
+    let set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, pick), pick);
+    _mm256_and_si256(set, _mm256_set1_epi8(16))
+}

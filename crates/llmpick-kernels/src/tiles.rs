@@ -1,0 +1,403 @@
+//! Weights as the kernels want them: tiles of sixteen rows, at their own bit width.
+//!
+//! A tile holds sixteen rows from the first column to the last. Within it, the
+//! four weights of a row that one integer instruction multiplies lie side by side,
+//! rows one after the other: 64 bytes are columns 4i..4i+4 of all sixteen. Four-bit
+//! formats put columns 8i..8i+4 into the low and 8i+4..8i+8 into the high halves of
+//! 64 bytes; fifth bits are kept as eight bytes per four columns. So a product
+//! with one row reads each byte once, at the width of the file.
+//!
+//! Rows missing in the last tile have scales of zero.
+
+use half::f16;
+
+use crate::{
+    Format,
+    format::{Block, offset},
+    lanes::Lanes,
+};
+
+/// Rows of a tile.
+pub const ROWS: usize = 16;
+/// Columns of a block, as the kernels count them.
+pub const COLS: usize = 32;
+
+/// Bytes of one block (32 columns) of a short format, or of 256 columns of a long one.
+pub const fn unit_bytes(format: Format) -> usize {
+    match format {
+        Format::Q4_0 => 32 + 256,
+        Format::Q4_1 => 64 + 256,
+        Format::Q5_0 => 32 + 64 + 256,
+        Format::Q5_1 => 64 + 64 + 256,
+        Format::Q8_0 => 32 + 512,
+        Format::Q4_K => 64 + 256 + 8 * 256,
+        Format::Q5_K => 64 + 256 + 8 * 64 + 8 * 256,
+        Format::Q6_K => 32 + 256 + 8 * 256 + 8 * 128,
+        Format::F16 | Format::BF16 => 2 * ROWS,
+        Format::F32 => 4 * ROWS,
+    }
+}
+
+/// Bytes of a tile of `cols` columns.
+pub fn tile_bytes(format: Format, cols: usize) -> usize {
+    cols / format.block_len() * unit_bytes(format)
+}
+
+/// Writes up to sixteen rows of the file, `rows` of `row_bytes` each, to `tile`,
+/// which holds zeros.
+pub fn pack(format: Format, rows: &[u8], row_bytes: usize, tile: &mut [u8]) {
+    let unit = unit_bytes(format);
+    let mut block = Block::default();
+    for (row, bytes) in rows.chunks_exact(row_bytes).enumerate() {
+        let blocks = bytes.chunks_exact(format.block_bytes());
+        for (bytes, unit) in blocks.zip(tile.chunks_exact_mut(unit)) {
+            if format.is_float() {
+                let size = bytes.len();
+                unit[row * size..][..size].copy_from_slice(bytes);
+            } else {
+                block.read(format, bytes);
+                pack_unit(format, &block, row, unit);
+            }
+        }
+    }
+}
+
+fn pack_unit(format: Format, block: &Block, row: usize, unit: &mut [u8]) {
+    let mut half = |at: usize, x: f16| {
+        unit[at + 2 * row..at + 2 * row + 2].copy_from_slice(&x.to_le_bytes());
+    };
+    half(0, block.d);
+    if !matches!(
+        format,
+        Format::Q4_0 | Format::Q5_0 | Format::Q8_0 | Format::Q6_K
+    ) {
+        half(32, block.m);
+    }
+    let short: &[u8; 32] = block.q.first_chunk().unwrap_or(&[0; 32]);
+    match format {
+        Format::Q4_0 => pack_low(short, row, &mut unit[32..]),
+        Format::Q4_1 => pack_low(short, row, &mut unit[64..]),
+        Format::Q5_0 => {
+            pack_fifth(short, row, &mut unit[32..]);
+            pack_low(short, row, &mut unit[96..]);
+        }
+        Format::Q5_1 => {
+            pack_fifth(short, row, &mut unit[64..]);
+            pack_low(short, row, &mut unit[128..]);
+        }
+        Format::Q8_0 => {
+            for (i, q) in short.as_chunks::<4>().0.iter().enumerate() {
+                unit[32 + i * 64 + row * 4..][..4].copy_from_slice(q);
+            }
+        }
+        Format::Q4_K | Format::Q5_K => {
+            let five = format == Format::Q5_K;
+            let low = if five { 320 + 512 } else { 320 };
+            for (i, q) in block.q.as_chunks::<32>().0.iter().enumerate() {
+                unit[64 + i * 16 + row] = block.scales[i] as u8;
+                unit[192 + i * 16 + row] = block.mins[i];
+                if five {
+                    pack_fifth(q, row, &mut unit[320 + i * 64..]);
+                }
+                pack_low(q, row, &mut unit[low + i * 256..]);
+            }
+        }
+        Format::Q6_K => {
+            for (i, scale) in block.scales.iter().enumerate() {
+                unit[32 + i * 16 + row] = *scale as u8;
+            }
+            for (i, q) in block.q.as_chunks::<32>().0.iter().enumerate() {
+                pack_low(q, row, &mut unit[288 + i * 256..]);
+                pack_sixth(q, row, &mut unit[288 + 2048 + i * 128..]);
+            }
+        }
+        Format::F16 | Format::BF16 | Format::F32 => {}
+    }
+}
+
+/// The low four bits of 32 weights.
+fn pack_low(q: &[u8; 32], row: usize, to: &mut [u8]) {
+    for (i, q) in q.as_chunks::<8>().0.iter().enumerate() {
+        for j in 0..4 {
+            to[i * 64 + row * 4 + j] = q[j] & 15 | q[j + 4] << 4;
+        }
+    }
+}
+
+/// The fifth bits of 32 weights.
+fn pack_fifth(q: &[u8; 32], row: usize, to: &mut [u8]) {
+    for (i, q) in q.as_chunks::<4>().0.iter().enumerate() {
+        let bits = (0..4).fold(0, |bits, j| bits | (q[j] >> 4 & 1) << j);
+        to[i * 8 + row / 2] |= bits << (row % 2 * 4);
+    }
+}
+
+/// Bits 4 and 5 of 32 weights: columns 0–3, 4–7, 8–11, 12–15 of a half in bits
+/// 4–5, 6–7, 2–3 and 0–1 of a byte, the order that costs the kernels no masks.
+fn pack_sixth(q: &[u8; 32], row: usize, to: &mut [u8]) {
+    for (i, q) in q.as_chunks::<16>().0.iter().enumerate() {
+        for j in 0..4 {
+            let high = |part: usize| q[part * 4 + j] >> 4 & 3;
+            to[i * 64 + row * 4 + j] = high(0) << 4 | high(1) << 6 | high(2) << 2 | high(3);
+        }
+    }
+}
+
+/// How the integer sums of a block become numbers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// `scale · Σ (q − offset) a`.
+    Offset,
+    /// `scale · Σ q a + min · Σ a`.
+    Min,
+    /// As `Offset`, with a scale for each half of the block.
+    Halves,
+}
+
+/// A block of 16 rows × 32 columns in registers.
+#[derive(Clone, Copy)]
+pub struct Unpacked<L: Lanes> {
+    /// Unsigned weights, four columns at a time.
+    pub w: [L::B; 8],
+    /// The scales.
+    pub s: L::F,
+    /// Minima (`Min`), scales of the second half (`Halves`), or nothing of use.
+    pub t: L::F,
+}
+
+/// A form of weights that a kernel can read block by block.
+pub trait Source {
+    /// How the sums become numbers.
+    const KIND: Kind;
+    /// What the unsigned weights are too large by.
+    const OFFSET: i32;
+    /// Whether weights exceed 127.
+    const WIDE: bool;
+    /// Bytes per block.
+    const BYTES: usize;
+    /// Whether the bytes come from memory and are worth asking for early.
+    const FAR: bool;
+    /// Block `b` of the tile at `tile`, which must have more than `b` blocks.
+    unsafe fn block<L: Lanes>(tile: *const u8, b: usize) -> Unpacked<L>;
+}
+
+macro_rules! source {
+    ($name:ident, $kind:ident, |$tile:ident, $b:ident| $load:expr) => {
+        #[doc = concat!("Tiles of ", stringify!($name), ".")]
+        #[allow(non_camel_case_types, reason = "the name of the format")]
+        pub struct $name;
+        impl Source for $name {
+            const KIND: Kind = Kind::$kind;
+            const OFFSET: i32 = offset(Format::$name);
+            const WIDE: bool = matches!(Format::$name, Format::Q8_0);
+            const BYTES: usize = match Format::$name {
+                Format::Q4_K | Format::Q5_K | Format::Q6_K => unit_bytes(Format::$name) / 8,
+                _ => unit_bytes(Format::$name),
+            };
+            const FAR: bool = true;
+            #[inline(always)]
+            unsafe fn block<L: Lanes>($tile: *const u8, $b: usize) -> Unpacked<L> {
+                // SAFETY: the tile has more than `b` blocks, laid out as `unit_bytes`
+                // counts and `pack` writes them.
+                unsafe { $load }
+            }
+        }
+    };
+}
+
+source!(Q4_0, Offset, |tile, b| {
+    let p = tile.add(b * unit_bytes(Format::Q4_0));
+    let s = L::load_f16(p);
+    Unpacked {
+        w: nibbles::<L>(p.add(32)),
+        s,
+        t: s,
+    }
+});
+source!(Q4_1, Min, |tile, b| {
+    let p = tile.add(b * unit_bytes(Format::Q4_1));
+    Unpacked {
+        w: nibbles::<L>(p.add(64)),
+        s: L::load_f16(p),
+        t: L::load_f16(p.add(32)),
+    }
+});
+source!(Q5_0, Offset, |tile, b| {
+    let p = tile.add(b * unit_bytes(Format::Q5_0));
+    let s = L::load_f16(p);
+    Unpacked {
+        w: five_bits::<L>(p.add(96), p.add(32)),
+        s,
+        t: s,
+    }
+});
+source!(Q5_1, Min, |tile, b| {
+    let p = tile.add(b * unit_bytes(Format::Q5_1));
+    let w = five_bits::<L>(p.add(128), p.add(64));
+    Unpacked {
+        w,
+        s: L::load_f16(p),
+        t: L::load_f16(p.add(32)),
+    }
+});
+source!(Q8_0, Offset, |tile, b| {
+    let p = tile.add(b * unit_bytes(Format::Q8_0));
+    let s = L::load_f16(p);
+    Unpacked {
+        w: bytes::<L>(p.add(32)),
+        s,
+        t: s,
+    }
+});
+source!(Q4_K, Min, |tile, b| {
+    let p = tile.add(b / 8 * unit_bytes(Format::Q4_K));
+    let (s, t) = long_scales::<L>(p, b % 8);
+    Unpacked {
+        w: nibbles::<L>(p.add(320 + b % 8 * 256)),
+        s,
+        t,
+    }
+});
+source!(Q5_K, Min, |tile, b| {
+    let p = tile.add(b / 8 * unit_bytes(Format::Q5_K));
+    let (s, t) = long_scales::<L>(p, b % 8);
+    let w = five_bits::<L>(p.add(832 + b % 8 * 256), p.add(320 + b % 8 * 64));
+    Unpacked { w, s, t }
+});
+source!(Q6_K, Halves, |tile, b| {
+    let p = tile.add(b / 8 * unit_bytes(Format::Q6_K));
+    let b = b % 8;
+    let w = nibbles::<L>(p.add(288 + b * 256));
+    let (g, h) = (
+        p.add(288 + 2048 + b * 128),
+        p.add(288 + 2048 + b * 128 + 64),
+    );
+    let (g, h) = (L::load_b(g), L::load_b(h));
+    let w = [
+        L::with_sixth::<0>(w[0], g),
+        L::with_sixth::<1>(w[1], g),
+        L::with_sixth::<2>(w[2], g),
+        L::with_sixth::<3>(w[3], g),
+        L::with_sixth::<0>(w[4], h),
+        L::with_sixth::<1>(w[5], h),
+        L::with_sixth::<2>(w[6], h),
+        L::with_sixth::<3>(w[7], h),
+    ];
+    let d = L::load_f16(p);
+    let s = L::mul(d, L::load_i8(p.add(32 + b * 32)));
+    Unpacked {
+        w,
+        s,
+        t: L::mul(d, L::load_i8(p.add(32 + b * 32 + 16))),
+    }
+});
+
+/// Scales and negated minima of sub-block `b`; both products are exact in `f32`.
+#[inline(always)]
+unsafe fn long_scales<L: Lanes>(p: *const u8, b: usize) -> (L::F, L::F) {
+    // SAFETY: 320 bytes of scales and minima lie before the weights.
+    unsafe {
+        let s = L::mul(L::load_f16(p), L::load_u8(p.add(64 + b * 16)));
+        let m = L::mul(L::load_f16(p.add(32)), L::load_u8(p.add(192 + b * 16)));
+        (s, L::sub(L::splat(0.0), m))
+    }
+}
+
+#[inline(always)]
+unsafe fn bytes<L: Lanes>(p: *const u8) -> [L::B; 8] {
+    // SAFETY: a block of bytes is 512 long.
+    unsafe {
+        [
+            L::load_b(p),
+            L::load_b(p.add(64)),
+            L::load_b(p.add(128)),
+            L::load_b(p.add(192)),
+            L::load_b(p.add(256)),
+            L::load_b(p.add(320)),
+            L::load_b(p.add(384)),
+            L::load_b(p.add(448)),
+        ]
+    }
+}
+
+#[inline(always)]
+unsafe fn nibbles<L: Lanes>(p: *const u8) -> [L::B; 8] {
+    // SAFETY: a block of nibbles is 256 long.
+    unsafe {
+        let x = [
+            L::load_b(p),
+            L::load_b(p.add(64)),
+            L::load_b(p.add(128)),
+            L::load_b(p.add(192)),
+        ];
+        [
+            L::low(x[0]),
+            L::high(x[0]),
+            L::low(x[1]),
+            L::high(x[1]),
+            L::low(x[2]),
+            L::high(x[2]),
+            L::low(x[3]),
+            L::high(x[3]),
+        ]
+    }
+}
+
+#[inline(always)]
+unsafe fn five_bits<L: Lanes>(low: *const u8, fifth: *const u8) -> [L::B; 8] {
+    // SAFETY: a block has 256 bytes of low and 64 of fifth bits.
+    unsafe {
+        let w = nibbles::<L>(low);
+        [
+            L::with_fifth(w[0], fifth),
+            L::with_fifth(w[1], fifth.add(8)),
+            L::with_fifth(w[2], fifth.add(16)),
+            L::with_fifth(w[3], fifth.add(24)),
+            L::with_fifth(w[4], fifth.add(32)),
+            L::with_fifth(w[5], fifth.add(40)),
+            L::with_fifth(w[6], fifth.add(48)),
+            L::with_fifth(w[7], fifth.add(56)),
+        ]
+    }
+}
+
+/// Blocks already unpacked by [`Source::block`] for `S`: the weights' bytes, then the
+/// two rows of numbers. Many activation rows then share the work of unpacking.
+pub struct Panel<S>(std::marker::PhantomData<S>);
+
+/// Bytes of an unpacked block.
+pub const PANEL_BYTES: usize = 8 * 64 + 2 * 64;
+
+impl<S: Source> Source for Panel<S> {
+    const KIND: Kind = S::KIND;
+    const OFFSET: i32 = S::OFFSET;
+    const WIDE: bool = S::WIDE;
+    const BYTES: usize = PANEL_BYTES;
+    const FAR: bool = false;
+    #[inline(always)]
+    unsafe fn block<L: Lanes>(panel: *const u8, b: usize) -> Unpacked<L> {
+        // SAFETY: the panel has more than `b` blocks of `PANEL_BYTES`.
+        unsafe {
+            let p = panel.add(b * PANEL_BYTES);
+            let (s, t) = (p.add(512).cast(), p.add(576).cast());
+            Unpacked {
+                w: bytes::<L>(p),
+                s: L::load(s),
+                t: L::load(t),
+            }
+        }
+    }
+}
+
+/// Writes a block to where [`Panel`] reads it.
+#[inline(always)]
+pub unsafe fn store<L: Lanes>(block: &Unpacked<L>, p: *mut u8) {
+    // SAFETY: the caller's pointer is good for `PANEL_BYTES`.
+    unsafe {
+        for (i, w) in block.w.into_iter().enumerate() {
+            L::store_b(p.add(i * 64), w);
+        }
+        L::store(p.add(512).cast(), block.s);
+        L::store(p.add(576).cast(), block.t);
+    }
+}
