@@ -1,56 +1,60 @@
-//! The assembled program: every concrete part, put together as the settings say.
+//! The assembled program: every part, put together as the settings say.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 
-use camino::Utf8PathBuf;
-use llmpick_core::{
-    Arm, ArmId, ArmState, Backend, BackendError, BoxFuture, ContextKey, EventStream,
-    GenerateRequest, Locality, Outcome, Price, Router, Score, Scorer,
-};
+use llmpick_core::{Arm, ArmId, Backend, ContextKey, Locality, Outcome, Price, Score, Scorer};
 use llmpick_dispatch::{Dispatch, DispatchError, DispatchSettings, Parts, SystemClock};
-use llmpick_engine::{EngineOptions, LoadError, LocalModel, read_info};
-use llmpick_ledger::{Budget, Ledger, LedgerError, Window};
-use llmpick_plugin_host::FallbackRouter;
+use llmpick_ledger::{Ledger, LedgerError};
 use llmpick_remote::{OpenAi, OpenAiError, OpenAiOptions};
-use llmpick_store::{ResolveError, Store, StoreError, StoreOptions};
+use llmpick_store::{Store, StoreError};
+use tracing::{error, warn};
 
+use crate::parts::{
+    ModelError, TOTAL_BUDGET, context_of, engine_options, open_ledger, open_store, refuse_embedder,
+};
 use crate::plugins::{self, PluginError};
-use crate::settings::{RemoteSettings, Settings};
-use crate::Paths;
+use crate::residency::{Find, Residency};
+use crate::settings::RemoteSettings;
+use crate::{Paths, Settings};
 
-/// How the program is put together.
-#[derive(Clone, Copy, Debug, Default)]
+/// How an [`App`] is put together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AppOptions {
-    /// Go on with the built-in fallback when the router plugin cannot be used. The daemon does
-    /// (it must answer while any one part is broken); a command says what is wrong instead.
+    /// A plugin that is missing or broken is logged, and the built-in fallback routes. The
+    /// daemon wants that; a command says what is wrong instead.
     pub tolerate_plugin: bool,
 }
 
-/// All parts, running.
+/// Every part of the program.
 pub struct App {
     settings: Settings,
     store: Store,
     ledger: Arc<Ledger>,
     dispatch: Arc<Dispatch>,
     scorers: Vec<Arc<dyn Scorer>>,
-    plugin_fault: Option<String>,
+    residency: Arc<Residency>,
+    /// Backends outside the pool, by file, so that a model is loaded once.
+    outside: Mutex<HashMap<PathBuf, Arc<dyn Backend>>>,
+    /// Why the chosen router does not serve, where the fallback took its place.
+    router_fault: Option<String>,
 }
 
-/// Why the parts cannot be put together.
+/// Why the parts do not go together.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
-    /// The router plugin cannot be used.
+    /// The router's plugin.
     #[error(transparent)]
     Plugin(#[from] PluginError),
-    /// The ledger cannot be used.
+    /// The ledger.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    /// The model cache or the catalogue cannot be read.
+    /// The models' cache or catalogue.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A remote arm's settings cannot be used.
-    #[error("set up the remote arm `{name}`")]
+    /// A remote arm.
+    #[error("prepare the remote arm `{name}`")]
     Remote {
         /// The arm.
         name: ArmId,
@@ -58,55 +62,71 @@ pub enum AppError {
         #[source]
         source: OpenAiError,
     },
-    /// Dispatch refuses its settings.
+    /// What dispatch says of the parts together.
     #[error(transparent)]
     Dispatch(#[from] DispatchError),
 }
 
-/// Why a model that was named cannot be run.
-#[derive(Debug, thiserror::Error)]
-pub enum ModelError {
-    /// It is not here.
-    #[error(transparent)]
-    Resolve(#[from] ResolveError),
-    /// Its file cannot be read.
-    #[error(transparent)]
-    Load(#[from] LoadError),
-    /// It answers no prompts.
-    #[error("`{0}` turns text into vectors and answers no prompts")]
-    Embedder(String),
-}
-
 impl App {
-    /// Opens the ledger, the store and the router, and makes an arm of every pool entry and
-    /// remote. Loads no weights and asks nothing of the network. Blocks for some milliseconds.
+    /// Opens everything. Blocks; loads no weights and asks nothing of the network.
     pub fn open(settings: Settings, options: AppOptions) -> Result<Self, AppError> {
         let store = open_store(&settings)?;
         let ledger = Arc::new(open_ledger(&settings)?);
-        let (router, plugin_fault) = match plugins::configured_router(&settings) {
+        let residency = Residency::new(settings.compute.memory_limit);
+        let mut arms = pool_arms(&settings, &store, &residency);
+        for remote in &settings.remotes {
+            arms.push(remote_arm(remote)?);
+        }
+        let (router, router_fault) = match plugins::router(&settings) {
             Ok(router) => (router, None),
-            Err(error) if options.tolerate_plugin => {
-                let fault = chain(&error);
-                tracing::error!(plugin = %settings.router.plugin, %fault, "router plugin not usable; the built-in fallback chooses");
-                (Box::new(FallbackRouter) as Box<dyn Router>, Some(fault))
+            Err(fault) if options.tolerate_plugin => {
+                let fault = sentence(&fault);
+                error!(plugin = settings.router.plugin, %fault, "router cannot be used, the fallback routes");
+                (plugins::fallback(), Some(fault))
             }
-            Err(error) => return Err(error.into()),
+            Err(fault) => return Err(fault.into()),
         };
         let scorers = llmpick_score::all();
-        let parts = Parts {
+        let dispatch = Dispatch::new(Parts {
             ledger: Arc::clone(&ledger),
-            arms: arms(&settings, &store)?,
+            arms,
             router,
             scorers: scorers.clone(),
-            settings: dispatch_settings(&settings, &ledger)?,
-            snapshot_dir: Some(settings.paths.routers().into_std_path_buf()),
+            settings: dispatch_settings(&settings),
+            snapshot_dir: Some(settings.paths.routers().into()),
             clock: Arc::new(SystemClock::new()),
-        };
-        let dispatch = Dispatch::new(parts)?;
-        Ok(Self { settings, store, ledger, dispatch, scorers, plugin_fault })
+        })?;
+        Ok(Self {
+            settings,
+            store,
+            ledger,
+            dispatch,
+            scorers,
+            residency,
+            outside: Mutex::default(),
+            router_fault,
+        })
     }
 
-    /// What the user set.
+    /// An app of given parts, for tests of what is built on top.
+    pub fn with_dispatch(
+        settings: Settings,
+        ledger: Arc<Ledger>,
+        dispatch: Arc<Dispatch>,
+    ) -> Result<Self, AppError> {
+        Ok(Self {
+            store: open_store(&settings)?,
+            residency: Residency::new(settings.compute.memory_limit),
+            settings,
+            ledger,
+            dispatch,
+            scorers: llmpick_score::all(),
+            outside: Mutex::default(),
+            router_fault: None,
+        })
+    }
+
+    /// The settings it was opened with.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
@@ -116,146 +136,205 @@ impl App {
         &self.settings.paths
     }
 
-    /// The catalogue and the models on this machine.
+    /// The models.
     pub fn store(&self) -> &Store {
         &self.store
     }
 
     /// The memory of decisions.
-    pub fn ledger(&self) -> &Arc<Ledger> {
+    pub fn ledger(&self) -> &Ledger {
         &self.ledger
     }
 
-    /// Where requests go.
+    /// The runtime of requests.
     pub fn dispatch(&self) -> &Arc<Dispatch> {
         &self.dispatch
     }
 
-    /// Why the router plugin is not in use, if it is not.
-    pub fn plugin_fault(&self) -> Option<&str> {
-        self.plugin_fault.as_deref()
+    /// Why the chosen router does not serve, where the fallback took its place.
+    pub fn router_fault(&self) -> Option<&str> {
+        self.router_fault.as_deref()
     }
 
-    /// The pool's arm of that name.
+    /// The arm of this name, if it is in the pool.
     pub fn arm(&self, name: &str) -> Option<Arc<dyn Backend>> {
-        self.dispatch.arms().iter().find(|arm| arm.arm().id.as_str() == name).cloned()
+        let arms = self.dispatch.arms();
+        arms.iter()
+            .find(|arm| arm.arm().id.as_str() == name)
+            .cloned()
     }
 
-    /// A local model outside the pool: an installed name, or the path of a .gguf file.
+    /// A local model by name or path as a backend, in the pool or not. Reads the file's
+    /// header; the weights follow with the first request.
     pub fn local_backend(&self, name_or_path: &str) -> Result<Arc<dyn Backend>, ModelError> {
-        local_model(&self.settings, &self.store, name_or_path)
+        let resolved = self.store.resolve(name_or_path)?;
+        refuse_embedder(resolved.card.as_ref())?;
+        if let Some(arm) = self.arm(&resolved.arm_name)
+            && resolved.card.is_some()
+        {
+            return Ok(arm);
+        }
+        if let Ok(outside) = self.outside.lock()
+            && let Some(known) = outside.get(&resolved.path)
+        {
+            return Ok(Arc::clone(known));
+        }
+        let options = engine_options(&self.settings);
+        let arm = Arm {
+            id: ArmId::new(&resolved.arm_name)?,
+            locality: Locality::Local,
+            context_tokens: context_of(&resolved.path, &options)?,
+            price: local_price(&self.settings),
+        };
+        let found = (arm.clone(), resolved.path.clone());
+        let find: Find = Box::new(move || Ok(found.clone()));
+        let backend: Arc<dyn Backend> = self.residency.arm(arm, find, options);
+        if let Ok(mut outside) = self.outside.lock() {
+            outside.insert(resolved.path, Arc::clone(&backend));
+        }
+        Ok(backend)
     }
 
-    /// Makes the arms anew, after models were pulled or removed. What was learnt stays.
-    pub fn refresh_arms(&self) -> Result<(), AppError> {
-        Ok(self.dispatch.set_arms(arms(&self.settings, &self.store)?)?)
-    }
-
-    /// Lets a router that knows nothing yet choose for this context, and learn from this
-    /// context's feedback only. The shared state is neither read nor written.
-    pub fn isolate_learner(&self, context: &ContextKey) -> Result<(), AppError> {
-        let router = plugins::configured_router(&self.settings)?;
-        Ok(self.dispatch.set_router_for(router, context)?)
-    }
-
-    /// The grade of an answer whose right answer is known, by the named scorer or the first
-    /// that has something to go by.
-    pub fn score(&self, prompt: &str, response: &str, reference: &str, scorer: Option<&str>) -> Option<Score> {
+    /// Grades a text with a scorer by name, or with the first that has something to go by.
+    /// `None` where none has.
+    pub fn score(
+        &self,
+        prompt: &str,
+        response: &str,
+        reference: &str,
+        scorer: Option<&str>,
+    ) -> Option<Score> {
         let outcome = Outcome {
             prompt: prompt.to_owned(),
             response: response.to_owned(),
             reference: Some(reference.to_owned()),
             ..Outcome::default()
         };
-        let wanted = |one: &&Arc<dyn Scorer>| scorer.is_none_or(|name| one.name() == name);
-        self.scorers.iter().filter(wanted).find_map(|one| one.score(&outcome).ok().flatten())
+        let asked = self
+            .scorers
+            .iter()
+            .filter(|known| scorer.is_none_or(|name| known.name() == name));
+        for scorer in asked {
+            match scorer.score(&outcome) {
+                Ok(Some(score)) => return Some(score),
+                Ok(None) => {}
+                Err(error) => warn!(%error, "scorer failed"),
+            }
+        }
+        None
     }
 
-    /// Learns the rest and writes the router's state. Call it before the program ends.
+    /// Replaces the router by a fresh one of the same plugin that learns from this context
+    /// only, and leaves what is learnt elsewhere as it is.
+    pub fn isolate_learner(&self, context: &ContextKey) -> Result<(), AppError> {
+        let router = plugins::router(&self.settings)?;
+        Ok(self.dispatch.set_router_for(router, context)?)
+    }
+
+    /// Waits until everything is in the ledger, and saves what was learnt.
     pub async fn close(&self) {
         self.dispatch.shutdown().await;
     }
 }
 
-/// The store that the settings describe.
-pub fn open_store(settings: &Settings) -> Result<Store, StoreError> {
-    let extra = settings.paths.config.join("models");
-    Store::open(StoreOptions {
-        models_dir: settings.store.models_dir.clone().into_std_path_buf(),
-        offline: settings.store.offline,
-        hub_endpoint: settings.store.hub_endpoint.clone(),
-        hub_token: None,
-        python: settings.store.python.clone(),
-        extra_catalogue: extra.is_dir().then(|| extra.into_std_path_buf()),
-    })
-}
-
-/// The ledger that the settings name, made if it is not there.
-pub fn open_ledger(settings: &Settings) -> Result<Ledger, LedgerError> {
-    if let Some(parent) = settings.ledger.path.parent() {
-        // Opening says it better if this fails.
-        let _ = std::fs::create_dir_all(parent);
-    }
-    Ledger::open(&settings.ledger.path)
-}
-
-/// How the engine is run.
-pub fn engine_options(settings: &Settings) -> EngineOptions {
-    EngineOptions {
-        threads: settings.compute.threads,
-        max_context: settings.compute.max_context,
-        memory_limit: settings.compute.memory_limit,
+fn dispatch_settings(settings: &Settings) -> DispatchSettings {
+    let router = &settings.router;
+    DispatchSettings {
+        base_seed: router.seed,
+        modes: vec![router.mode],
+        max_arms: router.max_arms,
+        accept_threshold: Some(router.accept_threshold),
+        cost_budget: settings.budget.per_request_usd,
+        budgets: vec![TOTAL_BUDGET.to_owned()],
+        keep_prompts: settings.ledger.keep_prompts,
+        select_budget: router.deadline,
+        ..DispatchSettings::default()
     }
 }
 
-fn arms(settings: &Settings, store: &Store) -> Result<Vec<Arc<dyn Backend>>, AppError> {
-    let mut arms: Vec<Arc<dyn Backend>> = Vec::new();
-    for name in &settings.pool {
-        arms.push(match local_model(settings, store, name) {
-            Ok(model) => model,
-            Err(error) => absent(settings, name, &error)?,
-        });
+fn local_price(settings: &Settings) -> Price {
+    Price::PerHour {
+        usd: settings.compute.usd_per_hour,
     }
-    for remote in &settings.remotes {
-        arms.push(remote_arm(remote)?);
-    }
-    Ok(arms)
 }
 
-fn local_model(
+/// An arm for each entry of the pool, here or not. One that cannot be used says why, and
+/// the others answer.
+fn pool_arms(
     settings: &Settings,
     store: &Store,
-    name_or_path: &str,
-) -> Result<Arc<dyn Backend>, ModelError> {
-    let model = store.resolve(name_or_path)?;
-    if model.card.as_ref().is_some_and(|card| card.kind == llmpick_store::ModelKind::Embed) {
-        return Err(ModelError::Embedder(model.arm_name));
+    residency: &Arc<Residency>,
+) -> Vec<Arc<dyn Backend>> {
+    let options = engine_options(settings);
+    let mut arms: Vec<Arc<dyn Backend>> = Vec::new();
+    for name in &settings.pool {
+        let Some(id) = expected_id(store, name) else {
+            warn!(
+                arm = name,
+                "pool entry left out, its name cannot be an arm's"
+            );
+            continue;
+        };
+        let card_context = store.card(name).map_or(0, |card| card.context_tokens);
+        let expected = Arm {
+            id,
+            locality: Locality::Local,
+            context_tokens: options
+                .max_context
+                .map_or(card_context, |most| most.min(card_context)),
+            price: local_price(settings),
+        };
+        let find = finder(
+            store.clone(),
+            name.clone(),
+            expected.clone(),
+            options.clone(),
+        );
+        let arm = residency.arm(expected, find, options.clone());
+        if arm.path().is_none() {
+            warn!(
+                arm = name,
+                reason = arm.state().unavailable,
+                "arm is not available"
+            );
+        }
+        arms.push(arm);
     }
-    let info = read_info(&model.path)?;
-    let limit = settings.compute.max_context.unwrap_or(u32::MAX);
-    let id = ArmId::new(&model.arm_name).map_err(|error| ResolveError::BadFile {
-        path: model.path.clone(),
-        reason: error.to_string(),
-    })?;
-    let arm = local_arm(settings, id, info.context_tokens.min(limit));
-    Ok(Arc::new(LocalModel::new(arm, model.path, engine_options(settings))))
+    arms
 }
 
-fn local_arm(settings: &Settings, id: ArmId, context_tokens: u32) -> Arm {
-    Arm {
-        id,
-        locality: Locality::Local,
-        context_tokens,
-        price: Price::PerHour { usd: settings.compute.usd_per_hour },
-    }
+/// The arm's name before its file is found: the catalogue's, or the file's stem.
+fn expected_id(store: &Store, name: &str) -> Option<ArmId> {
+    let stem = match store.resolve(name) {
+        Ok(resolved) => resolved.arm_name,
+        Err(_) if name.ends_with(".gguf") => camino::Utf8Path::new(name)
+            .file_stem()
+            .unwrap_or(name)
+            .to_owned(),
+        Err(_) => name.to_owned(),
+    };
+    ArmId::new(stem).ok()
 }
 
-/// A pool entry that cannot run keeps its place, so that routes can say why it was passed over.
-fn absent(settings: &Settings, name: &str, error: &ModelError) -> Result<Arc<dyn Backend>, AppError> {
-    let stem = Path::new(name).file_stem().and_then(|stem| stem.to_str());
-    let id = ArmId::new(name).or_else(|_| ArmId::new(stem.unwrap_or("model")));
-    let id = id.map_err(|error| DispatchError::InvalidRequest(error.to_string()))?;
-    Ok(Arc::new(Absent { arm: local_arm(settings, id, u32::MAX), why: chain(error) }))
+fn finder(
+    store: Store,
+    name: String,
+    expected: Arm,
+    options: llmpick_engine::EngineOptions,
+) -> Find {
+    Box::new(move || {
+        let resolved = store.resolve(&name).map_err(|error| sentence(&error))?;
+        refuse_embedder(resolved.card.as_ref()).map_err(|error| sentence(&error))?;
+        let context_tokens =
+            context_of(&resolved.path, &options).map_err(|error| sentence(&error))?;
+        Ok((
+            Arm {
+                context_tokens,
+                ..expected.clone()
+            },
+            resolved.path,
+        ))
+    })
 }
 
 fn remote_arm(remote: &RemoteSettings) -> Result<Arc<dyn Backend>, AppError> {
@@ -276,84 +355,24 @@ fn remote_arm(remote: &RemoteSettings) -> Result<Arc<dyn Backend>, AppError> {
         timeout: remote.timeout,
         extended_sampling: remote.extended_sampling,
     };
-    let name = remote.name.clone();
-    let backend = OpenAi::new(arm, options).map_err(|source| AppError::Remote { name, source })?;
+    let backend = OpenAi::new(arm, options).map_err(|source| AppError::Remote {
+        name: remote.name.clone(),
+        source,
+    })?;
     Ok(Arc::new(backend))
 }
 
-/// The one budget that the settings can name.
-const LIMIT: &str = "limit";
-
-fn dispatch_settings(settings: &Settings, ledger: &Ledger) -> Result<DispatchSettings, AppError> {
-    let budgets = match settings.budget.limit {
-        Some(limit) => {
-            let window = settings.budget.window.map_or(Window::Forever, Window::Every);
-            ledger.set_budget(&Budget { key: LIMIT.to_owned(), window, limit })?;
-            vec![LIMIT.to_owned()]
-        }
-        None => Vec::new(),
-    };
-    let router = &settings.router;
-    Ok(DispatchSettings {
-        base_seed: router.seed,
-        modes: vec![router.mode],
-        max_arms: router.max_arms,
-        accept_threshold: Some(router.accept_threshold),
-        cost_budget: settings.budget.per_request_usd,
-        budgets,
-        keep_prompts: settings.ledger.keep_prompts,
-        // The host holds the plugin to its deadline; this is what the plugin is told.
-        select_budget: router.deadline,
-        ..DispatchSettings::default()
-    })
-}
-
-/// An arm that is in the settings and cannot run now.
-struct Absent {
-    arm: Arm,
-    why: String,
-}
-
-impl Backend for Absent {
-    fn arm(&self) -> &Arm {
-        &self.arm
-    }
-
-    fn state(&self) -> ArmState {
-        ArmState { unavailable: Some(self.why.clone()), ..ArmState::default() }
-    }
-
-    fn warm_up(&self) -> BoxFuture<'_, Result<(), BackendError>> {
-        Box::pin(std::future::ready(Err(BackendError::Load(self.why.clone().into()))))
-    }
-
-    fn generate(
-        &self,
-        _request: GenerateRequest,
-    ) -> BoxFuture<'_, Result<EventStream, BackendError>> {
-        Box::pin(std::future::ready(Err(BackendError::Load(self.why.clone().into()))))
-    }
-}
-
-/// An error and its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+/// An error and its causes in one line, each said once.
+pub(crate) fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text = format!("{text}: {cause_text}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.ends_with(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
         }
-        source = cause.source();
+        cause = error.source();
     }
     text
-}
-
-/// The path of a local model: an installed name, or any .gguf file.
-pub fn model_path(settings: &Settings, name_or_path: &str) -> Result<PathBuf, ModelError> {
-    let store = open_store(settings).map_err(|error| ResolveError::BadFile {
-        path: Utf8PathBuf::from(name_or_path).into_std_path_buf(),
-        reason: chain(&error),
-    })?;
-    Ok(store.resolve(name_or_path)?.path)
 }

@@ -5,16 +5,20 @@
 //! already does.
 
 mod app;
+pub mod client;
+mod parts;
 mod paths;
 pub mod plugins;
+mod residency;
+mod server;
 pub mod settings;
 
-pub use app::{
-    App, AppError, AppOptions, ModelError, engine_options, model_path, open_ledger, open_store,
-};
+pub use app::{App, AppError, AppOptions};
 pub use llmpick_dispatch as dispatch;
 pub use llmpick_engine as engine;
 pub use llmpick_ledger as ledger;
 pub use llmpick_remote::Secret;
+pub use parts::{ModelError, engine_options, model_path, open_ledger, open_store};
 pub use paths::Paths;
+pub use server::{ServeError, Server, serve};
 pub use settings::{DEFAULT_CONFIG, Settings, SettingsError, SettingsSources};

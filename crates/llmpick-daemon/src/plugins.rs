@@ -1,86 +1,113 @@
-//! Finding and loading the plugins that the settings name.
+//! Plugins by name: where they are looked for, and a router made of one.
 
 use std::sync::Arc;
 
 use camino::Utf8PathBuf;
 use llmpick_core::Router;
 use llmpick_plugin_host::{
-    CreateError, FindError, Library, LoadError, LoadOptions, PluginKind, RouterOptions, find, router,
+    CreateError, FallbackRouter, FindError, Isolation, Library, LoadError, LoadOptions, PluginKind,
+    RouterOptions, find,
 };
 
-use crate::settings::Settings;
+use crate::Settings;
 
 /// Why a plugin cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PluginError {
-    /// No file of that name.
+    /// It is nowhere.
     #[error(transparent)]
     Find(#[from] FindError),
-    /// The file is no plugin we can load.
+    /// The library cannot be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// It loads, and does not start.
+    /// It did not start.
     #[error(transparent)]
     Create(#[from] CreateError),
-    /// It holds several routers, and the settings do not say which.
-    #[error("`{path}` holds several routers: name one, as {choices}")]
-    Which {
-        /// The library.
-        path: Utf8PathBuf,
-        /// What the setting could be.
-        choices: String,
+    /// It holds several, and none was named.
+    #[error("choose a router of `{library}`: write {library}:NAME with one of {names}")]
+    Ambiguous {
+        /// As it was written.
+        library: String,
+        /// What there is.
+        names: String,
     },
 }
 
-/// Where plugins are looked for: the settings' folders, the user's, and those beside the program.
+/// Where plugins are looked for, in order.
 pub fn folders(settings: &Settings) -> Vec<Utf8PathBuf> {
-    let mut folders = settings.router.paths.clone();
-    folders.extend(settings.paths.plugin_folders());
-    folders
+    settings.router.paths.clone()
 }
 
-/// Loads the library of `FILE` or `FILE:PLUGIN`.
-pub fn open(folders: &[Utf8PathBuf], name: &str) -> Result<Arc<Library>, PluginError> {
-    let (file, _) = split(name);
-    Ok(Library::load(&find(folders, file)?, &LoadOptions::default())?)
+/// Finds and loads the library of a plugin: a name, a path, or either with `:ROUTER`.
+///
+/// Loading runs code of the library.
+pub fn open(folders: &[Utf8PathBuf], plugin: &str) -> Result<Arc<Library>, PluginError> {
+    let (library, _) = split(plugin);
+    let path = find(folders, library)?;
+    Ok(Library::load(&path, &LoadOptions::default())?)
 }
 
-/// The router that the settings name, supervised.
-pub fn configured_router(settings: &Settings) -> Result<Box<dyn Router>, PluginError> {
-    let library = open(&folders(settings), &settings.router.plugin)?;
-    let (file, plugin) = split(&settings.router.plugin);
-    let name = match plugin {
-        Some(plugin) => plugin.to_owned(),
-        None => only_router(&library, file)?,
-    };
+/// The router that the settings name.
+pub(crate) fn router(settings: &Settings) -> Result<Box<dyn Router>, PluginError> {
+    let chosen = &settings.router;
+    let library = open(&chosen.paths, &chosen.plugin)?;
+    let name = router_name(&library, &chosen.plugin)?;
     let options = RouterOptions {
-        deadline: settings.router.deadline,
+        isolation: Isolation::Actor,
+        deadline: chosen.deadline,
         ..RouterOptions::default()
     };
-    Ok(router(&library, &name, &settings.router.config_json, &options)?)
+    let router = llmpick_plugin_host::router(&library, &name, &chosen.config_json, &options)?;
+    Ok(router)
 }
 
-/// `baselines:round-robin` is the plugin `round-robin` of the library `baselines`.
-fn split(name: &str) -> (&str, Option<&str>) {
-    match name.rsplit_once(':') {
-        Some((file, plugin)) => (file, Some(plugin)),
-        None => (name, None),
+/// The built-in router, for when the chosen one cannot be had.
+pub(crate) fn fallback() -> Box<dyn Router> {
+    Box::new(FallbackRouter)
+}
+
+/// `baselines:cucb` is the router `cucb` of the library `baselines`; `c2mabv` is the router
+/// of that name, or the only one of the library.
+fn router_name(library: &Library, plugin: &str) -> Result<String, PluginError> {
+    let (file, named) = split(plugin);
+    if let Some(name) = named {
+        return Ok(name.to_owned());
+    }
+    let routers: Vec<&str> = library
+        .plugins()
+        .iter()
+        .filter(|info| info.kind == PluginKind::Router)
+        .map(|info| info.name.as_str())
+        .collect();
+    match routers.as_slice() {
+        [only] => Ok((*only).to_owned()),
+        several if several.contains(&file) => Ok(file.to_owned()),
+        // None at all: the host says so better than we could.
+        [] => Ok(file.to_owned()),
+        several => Err(PluginError::Ambiguous {
+            library: file.to_owned(),
+            names: several.join(", "),
+        }),
     }
 }
 
-/// The one router of a library; the host says it best where there is none.
-fn only_router(library: &Library, file: &str) -> Result<String, PluginError> {
-    let routers = library.plugins().iter().filter(|info| info.kind == PluginKind::Router);
-    let names: Vec<&str> = routers.map(|info| info.name.as_str()).collect();
-    match names[..] {
-        [] => Ok(file.to_owned()),
-        [name] => Ok(name.to_owned()),
-        _ => {
-            let choices: Vec<String> = names.iter().map(|name| format!("`{file}:{name}`")).collect();
-            Err(PluginError::Which {
-                path: library.path().to_owned(),
-                choices: choices.join(", "),
-            })
+fn split(plugin: &str) -> (&str, Option<&str>) {
+    match plugin.rsplit_once(':') {
+        Some((library, name)) if !library.is_empty() && !name.contains('/') => {
+            (library, Some(name))
         }
+        _ => (plugin, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::split;
+
+    #[test]
+    fn a_router_of_a_library_is_named_after_a_colon() {
+        assert_eq!(split("baselines:cucb"), ("baselines", Some("cucb")));
+        assert_eq!(split("c2mabv"), ("c2mabv", None));
+        assert_eq!(split("/opt/a:b/libx.so"), ("/opt/a:b/libx.so", None));
     }
 }

@@ -50,6 +50,10 @@ impl Kind {
     pub(super) fn parse(self, text: &str) -> Option<toml::Value> {
         use toml::Value;
         let value = match self {
+            // A text may stand in TOML's quotes or without them.
+            Kind::Text if text.len() > 1 && text.starts_with('"') && text.ends_with('"') => {
+                parse_value(text)?
+            }
             Kind::Text => Value::String(text.to_owned()),
             Kind::Switch => Value::Boolean(match text.to_ascii_lowercase().as_str() {
                 "true" | "1" | "yes" | "on" => true,

@@ -92,9 +92,6 @@ pub(super) fn merge(
 
 /// The files to read: path, whether it belongs to a project, whether it must be there.
 fn candidates(sources: &SettingsSources, paths: &Paths) -> Vec<(Utf8PathBuf, bool, bool)> {
-    if let Some(file) = &sources.file {
-        return vec![(file.clone(), false, true)];
-    }
     let user = paths.config_file();
     let project = sources.directory.join("llmpick.toml");
     let mut files = vec![
@@ -104,6 +101,7 @@ fn candidates(sources: &SettingsSources, paths: &Paths) -> Vec<(Utf8PathBuf, boo
     if project != user {
         files.push((project, true, false));
     }
+    files.extend(sources.file.iter().map(|file| (file.clone(), false, true)));
     files
 }
 

@@ -5,6 +5,7 @@
 //! file and the line, and [`Settings::explain`] answers where a value came from.
 
 mod check;
+pub(crate) use check::read_secret;
 mod keys;
 mod layers;
 
@@ -25,7 +26,7 @@ pub const DEFAULT_CONFIG: &str = include_str!("default-config.toml");
 /// What [`Settings::load`] reads.
 #[derive(Clone, Debug, Default)]
 pub struct SettingsSources {
-    /// Read this file instead of the system's, the user's and the project's.
+    /// A file above the system's, the user's and the project's; it has to be there.
     pub file: Option<Utf8PathBuf>,
     /// `key=value` pairs of flags, for example `("router.plugin", "pickllm")`.
     pub overrides: Vec<(String, String)>,
