@@ -274,3 +274,69 @@ impl fmt::Display for Unfit {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use llmpick_core::{GenerateRequest, Locality};
+    use llmpick_testkit::{Answer, FakeBackend};
+
+    fn describe(backend: FakeBackend, known: Measured) -> Candidature {
+        let mut request = RouteRequest::new(GenerateRequest::new(Prompt::Text("x".repeat(400))));
+        request.generate.max_tokens = Some(50);
+        let id = backend.arm().id.clone();
+        let pool = candidatures(
+            &[Arc::new(backend)],
+            &HashMap::from([(id, known)]),
+            Estimate::of(&request),
+            &Purse::default(),
+            &DispatchSettings::default(),
+        );
+        pool[0].clone()
+    }
+
+    #[test]
+    fn a_local_arms_price_per_token_comes_from_its_speed() {
+        let backend = FakeBackend::new("a", Answer::text("x")).price(Price::PerHour { usd: 3.6 });
+        let known = Measured {
+            prefill_ms: 1.0,
+            decode_ms: 10.0,
+            completion_tokens: 20.0,
+            ..Measured::default()
+        };
+        let c = describe(backend, known).candidate;
+        // A dollar for 10⁶ ms of device time.
+        assert_eq!((c.price_in, c.price_out), (1.0, 10.0));
+        let expected = (104.0 * 1.0 + 20.0 * 10.0) / 1e6;
+        assert!((c.est_cost - expected).abs() < 1e-12, "{}", c.est_cost);
+        let bound = 2.0 * (480.0 * 1.0 + 50.0 * 10.0) / 1e6;
+        assert!((c.cost_max - bound).abs() < 1e-12, "{}", c.cost_max);
+    }
+
+    #[test]
+    fn before_it_was_measured_a_local_arm_has_a_bound_and_no_price() {
+        let backend = FakeBackend::new("a", Answer::text("x")).price(Price::PerHour { usd: 3.6 });
+        let c = describe(backend, Measured::default());
+        assert!(c.candidate.price_in.is_nan() && c.candidate.cost_max.is_nan());
+        // 480 tokens at 20 a second and 50 at 2 a second, at a dollar for 1000 s.
+        assert_eq!(c.bound, NanoDollars(49_000_000));
+    }
+
+    #[test]
+    fn a_remote_arms_bound_is_its_price_for_the_most_tokens() {
+        let price = Price::PerToken {
+            input_usd: 1.0,
+            output_usd: 2.0,
+        };
+        let backend = FakeBackend::new("a", Answer::text("x"))
+            .remote()
+            .price(price);
+        let c = describe(backend, Measured::default());
+        assert_eq!(c.candidate.locality, Locality::Remote);
+        assert_eq!(c.bound, NanoDollars((480 + 2 * 50) * 1_000));
+        assert!(
+            c.candidate.est_cost.is_nan(),
+            "nobody knows how long answers are yet"
+        );
+    }
+}

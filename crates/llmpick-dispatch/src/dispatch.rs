@@ -120,8 +120,8 @@ impl Dispatch {
         let (plan, request) = self.plan(request).await?;
         let route_id = plan.open.id;
         let mut generate = request.generate.clone();
-        // A score needs the log-probabilities where nothing else can grade.
-        generate.logprobs = true;
+        // Without a reference, how sure the model was is all there is to grade by.
+        generate.logprobs |= request.reference.is_none();
         if generate.sampling.seed == 0 {
             generate.sampling.seed = plan.seed;
         }
@@ -253,6 +253,11 @@ impl Dispatch {
     /// An unreadable ledger.
     pub fn last_route(&self) -> Result<Option<RouteRecord>, DispatchError> {
         Ok(self.ledger.last_route()?)
+    }
+
+    /// The ledger that everything is recorded in.
+    pub fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
     }
 
     /// The pool, in the order in which routers see it.

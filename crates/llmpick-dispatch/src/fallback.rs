@@ -82,3 +82,52 @@ pub(crate) fn check(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use llmpick_testkit::candidate;
+
+    /// Three candidates after `change`, and who is best.
+    fn check(change: impl Fn(&mut [Candidate])) -> Option<usize> {
+        let mut candidates: Vec<Candidate> = (0..3).map(candidate).collect();
+        for candidate in &mut candidates {
+            candidate.score = f64::NAN;
+            candidate.warm = false;
+            candidate.est_cost = f64::NAN;
+        }
+        change(&mut candidates);
+        best(&candidates, &[])
+    }
+
+    #[test]
+    fn measured_score_goes_before_warmth_before_price_before_place() {
+        assert_eq!(check(|_| {}), Some(0));
+        assert_eq!(check(|c| c[2].est_cost = 1.0), Some(2));
+        assert_eq!(
+            check(|c| {
+                c[2].est_cost = 1.0;
+                c[1].warm = true;
+            }),
+            Some(1)
+        );
+        assert_eq!(
+            check(|c| {
+                c[1].warm = true;
+                c[0].score = 0.1;
+            }),
+            Some(0)
+        );
+        assert_eq!(
+            check(|c| c.iter_mut().for_each(|c| c.eligible = false)),
+            None
+        );
+    }
+
+    #[test]
+    fn what_was_tried_is_not_tried_again() {
+        let candidates: Vec<Candidate> = (0..2).map(candidate).collect();
+        assert_eq!(best(&candidates, &[0]), Some(1));
+        assert_eq!(best(&candidates, &[1, 0]), None);
+    }
+}

@@ -97,7 +97,11 @@ impl Learner {
             for row in &rows {
                 self.cursor = row.cursor;
                 let feedback = row.for_router(&self.name);
-                if self.only.as_ref().is_some_and(|only| only.0 != feedback.task) {
+                if self
+                    .only
+                    .as_ref()
+                    .is_some_and(|only| only.0 != feedback.task)
+                {
                     continue;
                 }
                 // A row the router cannot digest would be as indigestible the next time.

@@ -136,3 +136,51 @@ fn nothing_there_is_no_problem() {
     let loaded = world.store.load("someone else", &world.ledger, |_| Ok(()));
     assert_eq!((loaded.cursor, loaded.problems.len()), (None, 0));
 }
+
+#[test]
+fn the_first_format_still_opens() {
+    let fixtures = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let place = tempfile::tempdir().unwrap();
+    let path = camino::Utf8PathBuf::from_path_buf(place.path().join("ledger.db")).unwrap();
+    if std::env::var_os("LLMPICK_WRITE_FIXTURES").is_some() {
+        write_fixture(&fixtures, &path);
+    }
+    fs::copy(fixtures.join("ledger-v1.db"), &path).unwrap();
+    let ledger = Ledger::open(&path).unwrap();
+    let route = ledger.last_route().unwrap().unwrap();
+    assert_eq!((route.id.0, route.context.0.as_str()), (2, "fixture"));
+    assert_eq!(route.feedback[0].feedback.score.map(f64::from), Some(0.25));
+
+    let store = SnapshotStore::new(place.path());
+    fs::copy(
+        fixtures.join("router-v1.snapshot"),
+        store.path("r", &ledger),
+    )
+    .unwrap();
+    let mut taken = Vec::new();
+    let loaded = store.load("r", &ledger, |snapshot| {
+        taken.clone_from(&snapshot.state);
+        Ok(())
+    });
+    assert_eq!(taken, 1_u64.to_le_bytes(), "{:?}", loaded.problems);
+    assert_eq!(loaded.cursor.map(|cursor| cursor.id), Some(1));
+}
+
+/// Writes the files of a format; run once, when a version is born.
+fn write_fixture(fixtures: &std::path::Path, path: &camino::Utf8Path) {
+    let store = SnapshotStore::new(path.parent().unwrap());
+    let ledger = Ledger::open(path).unwrap();
+    answered(&ledger, "a", 1.0, "fixture");
+    let cursor = ledger.feedback_after(0, 1).unwrap()[0].cursor;
+    store.save("r", &ledger, &state(1), cursor).unwrap();
+    answered(&ledger, "b", 0.25, "fixture");
+    fs::create_dir_all(fixtures).unwrap();
+    fs::copy(
+        store.path("r", &ledger),
+        fixtures.join("router-v1.snapshot"),
+    )
+    .unwrap();
+    drop(ledger);
+    fs::copy(path, fixtures.join("ledger-v1.db")).unwrap();
+    fs::remove_file(path).unwrap();
+}
