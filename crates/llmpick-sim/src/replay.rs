@@ -1,0 +1,179 @@
+//! A router against a table of what models really answered.
+//!
+//! Each shuffle of the queries is one run from nothing: the router chooses one model for each
+//! query in turn, pays what that model cost and learns the score it had. One model per query;
+//! cascades would need a grade of each answer before the next model runs.
+
+use llmpick_bandit::chance::{seeded, shuffle};
+use llmpick_core::{Mode, Router};
+use serde::Serialize;
+
+use crate::chance::{WORLD, derive, for_each_seed};
+use crate::drive::{Drive, Entry, Fallbacks, Rules, Truth};
+use crate::references::{References, Share, references};
+use crate::{Estimate, PlayError, Table};
+
+/// What is replayed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ReplaySettings {
+    /// Dollars per query; infinite or NaN for none.
+    pub budget: f64,
+    /// How many orders of the queries.
+    pub shuffles: u32,
+    /// The seed of the first.
+    pub first_seed: u64,
+    /// Tells the router each query's context.
+    pub by_context: bool,
+}
+
+/// One router's replay.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ReplayReport {
+    /// The router and its settings.
+    pub router: String,
+    /// Queries in the table.
+    pub rows: usize,
+    /// Arms to choose from.
+    pub arms: usize,
+    /// Orders averaged over.
+    pub shuffles: u32,
+    /// Whether the router was told contexts.
+    pub by_context: bool,
+    /// Dollars per query; `null` in JSON for none.
+    pub budget: f64,
+    /// Mean score per query, over all of them, the first ones included.
+    pub reward: Estimate,
+    /// The same over the last quarter, when most is learnt.
+    pub late_reward: Estimate,
+    /// Mean cost per query in dollars.
+    pub cost: Estimate,
+    /// Mean cost over the budget; `None` without one.
+    pub budget_use: Option<Estimate>,
+    /// How often each arm was chosen, most often first.
+    pub shares: Vec<Share>,
+    /// Decisions that the built-in fallback had to make, over all shuffles.
+    pub fallbacks: u64,
+    /// Why the first of them was needed.
+    pub fallback_reason: Option<String>,
+    /// What to compare it with.
+    #[serde(flatten)]
+    pub references: References,
+}
+
+/// Replays `start`'s routers, one for each shuffle.
+pub fn replay(
+    table: &Table,
+    settings: &ReplaySettings,
+    label: &str,
+    start: &(dyn Fn() -> Result<Box<dyn Router>, PlayError> + Sync),
+) -> Result<ReplayReport, PlayError> {
+    let runs = for_each_seed(settings.first_seed, settings.shuffles, |seed| {
+        run(table, settings, seed, start()?)
+    })?;
+    let of = |value: fn(&Run) -> f64| Estimate::of(&runs.iter().map(value).collect::<Vec<f64>>());
+    let cost = of(|run| run.cost);
+    let per_budget = |x: f64| x / settings.budget;
+    let limited = settings.budget.is_finite() && settings.budget > 0.0;
+    Ok(ReplayReport {
+        router: label.to_owned(),
+        rows: table.rows(),
+        arms: table.arms().len(),
+        shuffles: settings.shuffles,
+        by_context: settings.by_context,
+        budget: settings.budget,
+        reward: of(|run| run.reward),
+        late_reward: of(|run| run.late_reward),
+        cost,
+        budget_use: limited.then(|| Estimate {
+            mean: per_budget(cost.mean),
+            low: cost.low.map(per_budget),
+            high: cost.high.map(per_budget),
+        }),
+        shares: shares(table, &runs),
+        fallbacks: runs.iter().map(|run| run.fallbacks.count).sum(),
+        fallback_reason: runs.iter().find_map(|run| run.fallbacks.reason.clone()),
+        references: references(table, settings.budget),
+    })
+}
+
+/// Means over one shuffle.
+struct Run {
+    reward: f64,
+    late_reward: f64,
+    cost: f64,
+    /// Of each arm.
+    chosen: Vec<u64>,
+    fallbacks: Fallbacks,
+}
+
+fn run(
+    table: &Table,
+    settings: &ReplaySettings,
+    seed: u64,
+    router: Box<dyn Router>,
+) -> Result<Run, PlayError> {
+    let mut order: Vec<usize> = (0..table.rows()).collect();
+    shuffle(&mut order, &mut seeded(derive(seed, WORLD)));
+    let rules = Rules {
+        mode: Mode::Single,
+        max_arms: 1,
+        budget: settings.budget,
+        seed,
+    };
+    let mut drive = Drive::new(router, &entries(table), rules);
+    let late = order.len() - order.len().div_ceil(4);
+    let (mut reward, mut late_reward, mut cost) = (0.0, 0.0, 0.0);
+    let mut chosen = vec![0; table.arms().len()];
+    for (turn, &row) in order.iter().enumerate() {
+        let (context, scores, costs) = table.row(row);
+        let context = if settings.by_context { context } else { "" };
+        let played = drive.play(&Truth {
+            context,
+            scores,
+            costs,
+        })?;
+        cost += played.paid;
+        for &choice in &played.choices {
+            let score = scores.get(choice as usize).copied().unwrap_or_default();
+            reward += score;
+            late_reward += if turn >= late { score } else { 0.0 };
+            if let Some(count) = chosen.get_mut(choice as usize) {
+                *count += 1;
+            }
+        }
+    }
+    let n = order.len() as f64;
+    Ok(Run {
+        reward: reward / n,
+        late_reward: late_reward / (order.len() - late) as f64,
+        cost: cost / n,
+        chosen,
+        fallbacks: drive.fallbacks,
+    })
+}
+
+/// The arms, each with its dearest answer as the bound that price × limit is in life.
+fn entries(table: &Table) -> Vec<Entry> {
+    let entry = |(k, id): (usize, &llmpick_core::ArmId)| {
+        let costs = (0..table.rows()).filter_map(|row| table.row(row).2.get(k).copied());
+        Entry {
+            id: id.clone(),
+            cost_max: costs.fold(0.0, f64::max),
+        }
+    };
+    table.arms().iter().enumerate().map(entry).collect()
+}
+
+fn shares(table: &Table, runs: &[Run]) -> Vec<Share> {
+    let all = (table.rows() * runs.len()) as f64;
+    let share = |(k, arm): (usize, &llmpick_core::ArmId)| {
+        let count: u64 = runs.iter().filter_map(|run| run.chosen.get(k)).sum();
+        Share {
+            arm: arm.clone(),
+            share: count as f64 / all,
+        }
+    };
+    let mut shares: Vec<Share> = table.arms().iter().enumerate().map(share).collect();
+    shares.sort_by(|a, b| b.share.total_cmp(&a.share));
+    shares
+}

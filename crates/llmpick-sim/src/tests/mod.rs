@@ -1,0 +1,7 @@
+//! Simulation and replay against closed forms, reference figures and real plugins.
+#![allow(clippy::unwrap_used)]
+
+mod native;
+mod plugins;
+mod replaying;
+mod simulating;
