@@ -81,8 +81,9 @@ pub enum TemplateError {
 /// A conversation laid out, and where its contents are.
 struct Layout {
     text: String,
-    /// Byte ranges that came from messages, ascending; `None` where that is not known.
-    contents: Option<Vec<Range<usize>>>,
+    /// Which message each content is of and where it is, ascending; `None` where that is
+    /// not known.
+    contents: Option<Vec<(usize, Range<usize>)>>,
 }
 
 impl std::fmt::Debug for ChatTemplate {
@@ -204,6 +205,7 @@ impl ChatTemplate {
             layout = self.lay_out(&defused, add_generation_prompt)?;
         }
         let contents = layout.contents.unwrap_or_default();
+        let contents: Vec<_> = contents.into_iter().map(|(_, range)| range).collect();
         let mut ids = tokenizer.encode_mixed(&layout.text, false, &contents)?;
         if let (true, Some(bos)) = (tokenizer.adds_bos(), tokenizer.bos())
             && ids.first() != Some(&bos)
@@ -239,17 +241,17 @@ impl ChatTemplate {
         }
         let mut layout = self.lay_out_whole(messages, false)?;
         let end = match &layout.contents {
-            Some(contents) => contents.last().map(|last| last.end),
+            // A template may have left the last message out.
+            Some(contents) => match contents.last() {
+                Some((number, range)) if *number == before.len() => Some(range.end),
+                _ => None,
+            },
             None => {
                 let given = last.content.trim();
                 layout.text.rfind(given).map(|at| at + given.len())
             }
         };
         layout.text.truncate(end.ok_or(TemplateError::Continue)?);
-        // A template may have left the last message out: then this is an older one.
-        if !layout.text.ends_with(last.content.trim()) {
-            return Err(TemplateError::Continue);
-        }
         Ok(layout)
     }
 
@@ -333,13 +335,14 @@ const MARK: char = '\u{10FFFD}';
 
 /// Finds where the contents are in `text`, given the same with markers. Each may be there
 /// as it is or trimmed. `None` if anything else differs.
-fn align(text: &str, marked: &str, contents: &[&str]) -> Option<Vec<Range<usize>>> {
+fn align(text: &str, marked: &str, contents: &[&str]) -> Option<Vec<(usize, Range<usize>)>> {
     let mut ranges = Vec::new();
     let mut parts = marked.split(MARK);
     let mut at = take(text, 0, parts.next()?)?;
     // Between two marks is a number, then comes text, and so on.
     while let (Some(number), Some(following)) = (parts.next(), parts.next()) {
-        let content = *contents.get(number.parse::<usize>().ok()?)?;
+        let number: usize = number.parse().ok()?;
+        let content = *contents.get(number)?;
         let last = parts.clone().next().is_none();
         let end = [
             content,
@@ -353,7 +356,7 @@ fn align(text: &str, marked: &str, contents: &[&str]) -> Option<Vec<Range<usize>
             let after = take(text, end, following)?;
             (!last || after == text.len()).then_some(end)
         })?;
-        ranges.push(at..end);
+        ranges.push((number, at..end));
         at = take(text, end, following)?;
     }
     (at == text.len()).then_some(ranges)
@@ -687,7 +690,7 @@ mod tests {
         let check = |text: &str, marked: &str, contents: &[&str], expected: Option<&[&str]>| {
             let marked = marked.replace('@', &MARK.to_string());
             let found = align(text, &marked, contents);
-            let found = found.map(|found| found.into_iter().map(|at| &text[at]).collect());
+            let found = found.map(|found| found.into_iter().map(|(_, at)| &text[at]).collect());
             assert_eq!(found, expected.map(<[&str]>::to_vec), "{text}");
         };
         check("<a> x </a>", "<a>@0@</a>", &[" x "], Some(&[" x "]));
