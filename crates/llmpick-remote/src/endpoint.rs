@@ -9,11 +9,12 @@ use crate::OpenAiError;
 /// How long a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A client and the address to post chats to.
+/// A client and the addresses to post to.
 #[derive(Clone, Debug)]
 pub(crate) struct Endpoint {
     pub(crate) client: Client,
-    pub(crate) chat: Url,
+    chat: Url,
+    text: Url,
 }
 
 impl Endpoint {
@@ -38,7 +39,7 @@ impl Endpoint {
             Some(_) => return Err(address("the path of a socket begins with /")),
             None => (builder, Url::parse(base_url)),
         };
-        let mut chat = base.map_err(|error| address(&error.to_string()))?;
+        let chat = base.map_err(|error| address(&error.to_string()))?;
         if !matches!(chat.scheme(), "http" | "https") {
             return Err(address("it has to begin with http://, https:// or unix:/"));
         }
@@ -52,12 +53,27 @@ impl Endpoint {
         } else {
             builder
         };
-        chat.path_segments_mut()
-            .map_err(|()| address("it has no path"))?
-            .pop_if_empty()
-            .extend(["chat", "completions"]);
-        let client = builder.build().map_err(OpenAiError::Client)?;
-        Ok(Self { client, chat })
+        let below = |segments: &[&str]| {
+            let mut url = chat.clone();
+            url.path_segments_mut()
+                .map_err(|()| address("it has no path"))?
+                .pop_if_empty()
+                .extend(segments);
+            Ok(url)
+        };
+        Ok(Self {
+            text: below(&["completions"])?,
+            chat: below(&["chat", "completions"])?,
+            client: builder.build().map_err(OpenAiError::Client)?,
+        })
+    }
+
+    /// Where a body of this kind goes: conversations to one address, plain text to another.
+    pub(crate) fn address(&self, body: &serde_json::Value) -> Url {
+        match body.get("messages") {
+            Some(_) => self.chat.clone(),
+            None => self.text.clone(),
+        }
     }
 }
 

@@ -130,7 +130,7 @@ impl OpenAi {
         let mut call = self
             .endpoint
             .client
-            .post(self.endpoint.chat.clone())
+            .post(self.endpoint.address(body))
             .json(body);
         if let Some(value) = &self.authorization {
             call = call.header(AUTHORIZATION, value.clone());
@@ -335,13 +335,11 @@ impl Answer {
         if let Some(reason) = &choice.finish_reason {
             self.reason = Some(wire::finish_reason(reason));
         }
-        let text = choice.delta.content.unwrap_or_default();
-        let logprobs = choice.logprobs.and_then(|logprobs| logprobs.content);
-        let logprobs: Vec<f32> = logprobs
-            .into_iter()
-            .flatten()
-            .map(|token| token.logprob)
-            .collect();
+        let text = choice.delta.content.or(choice.text).unwrap_or_default();
+        let logprobs = choice
+            .logprobs
+            .map(wire::Logprobs::into_figures)
+            .unwrap_or_default();
         if text.is_empty() && logprobs.is_empty() {
             return Ok(None);
         }

@@ -1,6 +1,8 @@
 //! OpenAI's chat completions, as far as an arm needs them.
 
-use llmpick_core::{BackendError, FinishReason, GenerateRequest, Prompt, Role, Sampling, Usage};
+use llmpick_core::{
+    BackendError, FinishReason, GenerateRequest, Message, Prompt, Role, Sampling, Usage,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -18,17 +20,13 @@ pub(crate) fn body(
     model: &str,
     extended: bool,
 ) -> Result<Value, BackendError> {
-    let messages = match &request.prompt {
-        Prompt::Chat(messages) => messages,
-        Prompt::Text(_) => return Err(BackendError::Unsupported("a continuation of plain text")),
-    };
-    let messages: Vec<Value> = messages
-        .iter()
-        .map(|message| json!({"role": role(message.role), "content": message.content}))
-        .collect();
+    check(&request.sampling)?;
     let mut body = Map::new();
     body.insert("model".to_owned(), model.into());
-    body.insert("messages".to_owned(), messages.into());
+    match &request.prompt {
+        Prompt::Chat(messages) => body.insert("messages".to_owned(), chat(messages)),
+        Prompt::Text(text) => body.insert("prompt".to_owned(), text.as_str().into()),
+    };
     body.insert("stream".to_owned(), true.into());
     body.insert("stream_options".to_owned(), json!({"include_usage": true}));
     let sampling = &request.sampling;
@@ -43,10 +41,39 @@ pub(crate) fn body(
         body.insert("stop".to_owned(), json!(request.stop));
     }
     if request.logprobs {
-        body.insert("logprobs".to_owned(), true.into());
+        // The older contract of plain text wants a number: how many rivals of each token.
+        let wanted = match &request.prompt {
+            Prompt::Chat(_) => Value::from(true),
+            Prompt::Text(_) => Value::from(0),
+        };
+        body.insert("logprobs".to_owned(), wanted);
     }
     extend(&mut body, sampling, extended)?;
     Ok(body.into())
+}
+
+fn chat(messages: &[Message]) -> Value {
+    let messages = messages.iter();
+    messages
+        .map(|message| json!({"role": role(message.role), "content": message.content}))
+        .collect()
+}
+
+/// Values that JSON cannot carry, or that every provider would refuse in words of its own.
+fn check(sampling: &Sampling) -> Result<(), BackendError> {
+    let ranges = [
+        ("temperature", sampling.temperature, 2.0),
+        ("top_p", sampling.top_p, 1.0),
+        ("min_p", sampling.min_p, 1.0),
+        ("repetition_penalty", sampling.repetition_penalty, f32::MAX),
+    ];
+    for (name, value, most) in ranges {
+        if !(0.0..=most).contains(&value) {
+            let problem = format!("{name} must be from 0 to {most}, not {value}");
+            return Err(BackendError::InvalidRequest(problem));
+        }
+    }
+    Ok(())
 }
 
 fn extend(
@@ -114,6 +141,9 @@ pub(crate) struct Chunk {
 pub(crate) struct Choice {
     #[serde(default)]
     pub(crate) delta: Delta,
+    /// In the stream of a plain continuation.
+    #[serde(default)]
+    pub(crate) text: Option<String>,
     #[serde(default)]
     pub(crate) finish_reason: Option<String>,
     #[serde(default)]
@@ -129,12 +159,28 @@ pub(crate) struct Delta {
 #[derive(Debug, Deserialize)]
 pub(crate) struct Logprobs {
     #[serde(default)]
-    pub(crate) content: Option<Vec<TokenLogprob>>,
+    content: Option<Vec<TokenLogprob>>,
+    /// In the stream of a plain continuation; the first token of a prompt has none.
+    #[serde(default)]
+    token_logprobs: Option<Vec<Option<f32>>>,
+}
+
+impl Logprobs {
+    /// One figure per token, whichever contract they come by.
+    pub(crate) fn into_figures(self) -> Vec<f32> {
+        let chat = self
+            .content
+            .into_iter()
+            .flatten()
+            .map(|token| token.logprob);
+        let plain = self.token_logprobs.into_iter().flatten().flatten();
+        chat.chain(plain).collect()
+    }
 }
 
 #[derive(Debug, Deserialize)]
-pub(crate) struct TokenLogprob {
-    pub(crate) logprob: f32,
+struct TokenLogprob {
+    logprob: f32,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
@@ -180,8 +226,6 @@ pub(crate) fn estimate_tokens(bytes: usize) -> u32 {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-
-    use llmpick_core::Message;
 
     use super::*;
 
