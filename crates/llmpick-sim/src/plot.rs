@@ -13,6 +13,9 @@ const MARGIN: [f64; 4] = [62.0, 30.0, 158.0, 36.0];
 const TITLE: f64 = 34.0;
 /// Names of lines stay so far apart.
 const LEADING: f64 = 12.0;
+/// A longer name does not fit beside a panel; its line is named by a letter, and the key below
+/// the panels says which it is.
+const LONGEST: usize = 22;
 
 /// Dashes and grey of each line in turn.
 const STYLES: [(&str, &str); 8] = [
@@ -60,12 +63,26 @@ const PANELS: [Panel; 4] = [
 /// The picture of these reports, one line for each. All should share a world and its settings;
 /// the first one's are named in the title.
 pub fn svg(reports: &[SimReport]) -> String {
-    let (width, height) = (2.0 * PANEL.0, 2.0 * PANEL.1 + TITLE);
+    let key: Vec<(String, &str)> = (reports.iter().enumerate())
+        .map(|(place, report)| (mark(place, &report.router), report.router.as_str()))
+        .filter(|(mark, name)| mark != name)
+        .collect();
+    let panels = 2.0 * PANEL.1 + TITLE;
+    let (width, height) = (2.0 * PANEL.0, panels + LEADING * (key.len() as f64 + 0.5));
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" \
          width=\"{width}\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"11\">\n\
          <rect width=\"{width}\" height=\"{height}\" fill=\"#fff\"/>\n"
     );
+    for (line, (mark, name)) in key.iter().enumerate() {
+        let y = panels + LEADING * (line as f64 + 0.5);
+        text(
+            &mut out,
+            (MARGIN[0], y),
+            "start",
+            &format!("{mark}: {name}"),
+        );
+    }
     if let Some(first) = reports.first() {
         text(&mut out, (MARGIN[0], 22.0), "start", &title(first));
     }
@@ -78,6 +95,17 @@ pub fn svg(reports: &[SimReport]) -> String {
     }
     out.push_str("</svg>\n");
     out
+}
+
+/// What stands beside a line: its router's name, or a letter for a long one.
+fn mark(place: usize, name: &str) -> String {
+    if name.chars().count() <= LONGEST {
+        return name.to_owned();
+    }
+    match u8::try_from(place).ok().filter(|place| *place < 26) {
+        Some(place) => char::from(b'A' + place).to_string(),
+        None => format!("line {}", place + 1),
+    }
 }
 
 fn title(report: &SimReport) -> String {
@@ -239,7 +267,8 @@ fn names(out: &mut String, reports: &[SimReport], of: fn(&Checkpoint) -> Estimat
             .unwrap_or(axes.values.0))
     };
     let ends: Vec<f64> = reports.iter().map(end).collect();
-    for ((report, end), place) in reports.iter().zip(&ends).zip(apart(&ends, axes)) {
+    let places = apart(&ends, axes);
+    for (nth, ((report, end), place)) in reports.iter().zip(&ends).zip(places).enumerate() {
         let x = axes.right;
         let _ = writeln!(
             out,
@@ -247,7 +276,8 @@ fn names(out: &mut String, reports: &[SimReport], of: fn(&Checkpoint) -> Estimat
             x + 1.0,
             x + 9.0
         );
-        text(out, (x + 11.0, place + 4.0), "start", &report.router);
+        let mark = mark(nth, &report.router);
+        text(out, (x + 11.0, place + 4.0), "start", &mark);
     }
 }
 

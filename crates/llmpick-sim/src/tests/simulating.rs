@@ -223,7 +223,17 @@ fn the_plot_names_each_line_and_is_well_formed() {
     one.router = "a<b&c".to_owned();
     let mut other = play(&world, &settings, baseline(Baseline::Thompson));
     other.router = "thompson".to_owned();
-    let picture = svg(&[one, other]);
+    let mut long = other.clone();
+    long.router = "thompson,shrinkage=pooled,discount=0.997".to_owned();
+    let picture = svg(&[one, other, long]);
+    // A name too long for the margin is a letter, explained once.
+    assert_eq!(picture.matches(">C<").count(), 4);
+    assert_eq!(
+        picture
+            .matches(">C: thompson,shrinkage=pooled,discount=0.997<")
+            .count(),
+        1
+    );
     assert_eq!(picture.matches("a&lt;b&amp;c").count(), 4);
     assert_eq!(picture.matches(">thompson<").count(), 4);
     assert_eq!(picture.matches("stroke-dasharray=\"7 3\"").count(), 4);
