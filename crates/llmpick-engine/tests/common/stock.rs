@@ -60,10 +60,13 @@ impl Stock {
 
     /// Logits after the last of `tokens`, which stand at the positions from `start` on.
     pub fn logits(&mut self, tokens: &[u32], start: usize) -> Vec<f32> {
-        let input = Tensor::new(tokens, &Device::Cpu)
-            .unwrap()
-            .unsqueeze(0)
-            .unwrap();
+        self.batch_logits(&[tokens], start).remove(0)
+    }
+
+    /// The same for several sequences of one length.
+    fn batch_logits(&mut self, sequences: &[&[u32]], start: usize) -> Vec<Vec<f32>> {
+        let shape = (sequences.len(), sequences[0].len());
+        let input = Tensor::from_vec(sequences.concat(), shape, &Device::Cpu).unwrap();
         if start == 0 {
             self.clear();
         }
@@ -74,7 +77,7 @@ impl Stock {
             Stock::Gemma(model) => model.forward(&input, start).and_then(|l| l.i((.., 0))),
             Stock::QuantisedGemma(model) => model.forward(&input, start),
         };
-        logits.unwrap().squeeze(0).unwrap().to_vec1().unwrap()
+        logits.unwrap().to_vec2().unwrap()
     }
 
     /// The most likely continuation, without the end token.
@@ -96,12 +99,21 @@ impl Stock {
 
     /// The sum of negative log-likelihoods of `tokens[first..]`, each given all before it.
     pub fn nll(&mut self, tokens: &[u32], first: usize) -> f64 {
-        let mut logits = self.logits(&tokens[..first], 0);
+        self.batch_nll(&[tokens], first)
+    }
+
+    /// The same for several sequences of one length, added up. They are read together and
+    /// token by token: stock models tell the logits of the last position only, and the
+    /// quantised ones cannot take the last position of several sequences of more than one.
+    pub fn batch_nll(&mut self, sequences: &[&[u32]], first: usize) -> f64 {
         let mut nll = 0.0;
-        for (position, target) in tokens.iter().enumerate().skip(first) {
-            nll -= log_likelihood(&logits, *target);
-            if position + 1 < tokens.len() {
-                logits = self.logits(&[*target], position);
+        for position in 0..sequences[0].len() - 1 {
+            let tokens: Vec<&[u32]> = sequences.iter().map(|s| &s[position..=position]).collect();
+            let logits = self.batch_logits(&tokens, position);
+            if position + 1 >= first {
+                for (logits, tokens) in logits.iter().zip(sequences) {
+                    nll -= log_likelihood(logits, tokens[position + 1]);
+                }
             }
         }
         nll
