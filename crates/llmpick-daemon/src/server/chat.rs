@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
-use llmpick_core::{ArmId, RouteId, TokenPiece};
+use llmpick_core::{ArmId, Mode, RouteId, TokenPiece};
 use llmpick_dispatch::{DispatchError, RouteEvent, RouteStream, RouteSummary, Target};
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::{info, warn};
@@ -33,7 +33,7 @@ pub(crate) async fn completions(
     chat.route.target = target(&serving, &chat.model).await?;
     let route = chat.route.clone();
     let mut events = serving.app.dispatch().run(route).await?;
-    let (arm, first) = first_content(&mut events).await?;
+    let (arm, begun) = first_content(&mut events).await?;
     let header = Header {
         id: format!("chatcmpl-{}", events.route_id()),
         created: now(),
@@ -45,7 +45,7 @@ pub(crate) async fn completions(
         header,
         arm,
         events,
-        first,
+        begun,
         _permit: permit,
     };
     match chat.stream {
@@ -84,18 +84,33 @@ pub(crate) fn unknown(model: &str) -> ApiError {
 }
 
 /// Waits for the first content or the end, and for who it comes from.
-async fn first_content(events: &mut RouteStream) -> Result<(ArmId, RouteEvent), DispatchError> {
-    let mut chosen = None;
+///
+/// In a cascade in which several arms answered, the released answer may be an earlier arm's,
+/// and only the end says whose. Such an answer is complete before any of it is released, so
+/// waiting for the end costs nothing.
+async fn first_content(
+    events: &mut RouteStream,
+) -> Result<(ArmId, Vec<RouteEvent>), DispatchError> {
+    let mut chosen: Option<ArmId> = None;
+    let mut held_back = false;
+    let mut begun = Vec::new();
     while let Some(event) = events.next().await {
         match event? {
-            RouteEvent::Chosen { arm, .. } => chosen = Some(arm),
-            RouteEvent::Finished(summary) => {
-                return Ok((summary.arm.clone(), RouteEvent::Finished(summary)));
+            RouteEvent::Chosen { arm, decision, .. } => {
+                held_back = chosen.is_some() && decision.mode == Mode::AnyWin;
+                chosen = Some(arm);
             }
-            token => match chosen {
-                Some(arm) => return Ok((arm, token)),
-                None => continue,
-            },
+            RouteEvent::Finished(summary) => {
+                let arm = summary.arm.clone();
+                begun.push(RouteEvent::Finished(summary));
+                return Ok((arm, begun));
+            }
+            token => {
+                begun.push(token);
+                if let (Some(arm), false) = (&chosen, held_back) {
+                    return Ok((arm.clone(), begun));
+                }
+            }
         }
     }
     Err(DispatchError::Stopped)
@@ -107,7 +122,7 @@ struct Answering {
     header: Header,
     arm: ArmId,
     events: RouteStream,
-    first: RouteEvent,
+    begun: Vec<RouteEvent>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -116,7 +131,7 @@ impl Answering {
         let route_id = self.events.route_id();
         let headers = route_headers(route_id, &self.arm);
         let opening = reply::opening(&self.header);
-        let first = stream::iter([Ok(self.first)]);
+        let first = stream::iter(self.begun).map(Ok);
         let steps = first.chain(self.events).map(|step| step.map_err(log_cut));
         let (header, permit) = (self.header, self._permit);
         let parts = steps.flat_map(move |step| {
@@ -143,7 +158,7 @@ impl Answering {
 
     async fn whole(self, chat: &ChatRequest) -> Result<Response, ApiError> {
         let mut pieces: Vec<TokenPiece> = Vec::new();
-        let mut steps = stream::iter([Ok(self.first)]).chain(self.events);
+        let mut steps = stream::iter(self.begun).map(Ok).chain(self.events);
         while let Some(step) = steps.next().await {
             match step? {
                 RouteEvent::Chosen { .. } => {}

@@ -169,8 +169,8 @@ impl Reader<'_> {
 
     fn router(&self) -> Result<RouterSettings, SettingsError> {
         let mode = match self.text("router.mode") {
-            Some("single") => Mode::Single,
-            Some("any_win") | None => Mode::AnyWin,
+            Some("single") | None => Mode::Single,
+            Some("any_win") => Mode::AnyWin,
             Some(other) => {
                 let problem = format!("is `{other}`, and has to be single or any_win");
                 return Err(self.wrong("router.mode", problem));
@@ -186,7 +186,7 @@ impl Reader<'_> {
             mode,
             max_arms: self.positive("router.max_arms", 2)?,
             accept_threshold: threshold,
-            deadline: Duration::from_millis(self.positive("router.deadline_ms", 20)?.into()),
+            deadline: Duration::from_millis(self.positive("router.deadline_ms", 100)?.into()),
             seed: self
                 .integer("router.seed")
                 .and_then(|seed| u64::try_from(seed).ok()),
