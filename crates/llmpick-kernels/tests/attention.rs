@@ -183,5 +183,6 @@ fn large_scores_and_nan_do_not_crash() {
     }
     case.q[3] = f32::NAN;
     case.k[64 * 20] = f32::INFINITY;
+    case.v[64 * 5] = f32::NAN;
     case.run(&pool, KvType::F32, &[40]);
 }
