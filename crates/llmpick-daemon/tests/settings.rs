@@ -84,7 +84,7 @@ fn the_reference_is_what_an_empty_machine_gets() {
         ["smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"]
     );
     assert_eq!(settings.router.plugin, "c2mabv");
-    assert_eq!(settings.router.mode, Mode::AnyWin);
+    assert_eq!(settings.router.mode, Mode::Single);
     assert_eq!(settings.router.config_json, "{}");
     assert_eq!(
         settings.server.tcp,
