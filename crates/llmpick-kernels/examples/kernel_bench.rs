@@ -1,5 +1,5 @@
-//! Measures the product kernels: GB/s of weights read with one row, and GOP/s (two
-//! operations a weight) with more.
+//! Measures the kernels. Products: GB/s of weights read with one row, and GOP/s (two
+//! operations a weight) with more. Attention: microseconds a call.
 //!
 //! `cargo run --release -p llmpick-kernels --example kernel_bench [THREADS] [ROWS…]`
 //!
@@ -8,7 +8,9 @@
 
 use std::time::Instant;
 
-use llmpick_kernels::{Format, Level, Matrix, Pool, testing};
+use llmpick_kernels::{
+    AttentionSpec, Format, KvCache, KvType, Level, Matrix, Pool, attention, testing,
+};
 
 fn main() {
     let arguments: Vec<usize> = std::env::args()
@@ -54,6 +56,39 @@ fn main() {
             }
         }
         println!();
+    }
+    for kind in [KvType::F32, KvType::F16] {
+        measure_attention(&pool, kind);
+    }
+}
+
+/// One layer of the pool's models: a token after 500 others, and 128 tokens after 384.
+fn measure_attention(pool: &Pool, kind: KvType) {
+    for (name, kv_heads, heads, dim) in [
+        ("smollm2", 3, 9, 64),
+        ("qwen 0.5b", 2, 14, 64),
+        ("gemma3", 1, 4, 256),
+    ] {
+        let mut cache = KvCache::new(kv_heads, dim, kind);
+        let keys = &inputs()[..512 * kv_heads * dim];
+        cache.write(0, keys, keys);
+        let spec = AttentionSpec {
+            heads,
+            scale: 0.1,
+            window: None,
+            softcap: None,
+        };
+        let micros = |start: usize, m: usize| {
+            let q = &inputs()[..m * heads * dim];
+            let mut out = vec![0.0; q.len()];
+            let repeats = 256 / m;
+            let all = median(|| {
+                (0..repeats).for_each(|_| attention(pool, &spec, q, start, &cache, &mut out));
+            });
+            all * 1e6 / repeats as f64
+        };
+        let (one, many) = (micros(500, 1), micros(384, 128));
+        println!("attention {kind:?} {name:9}  m=1 {one:6.1} µs  m=128 {many:8.1} µs");
     }
 }
 

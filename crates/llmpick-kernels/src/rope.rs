@@ -18,8 +18,8 @@ pub enum RopeKind {
 pub struct RopeTable {
     /// Radians per position for each pair.
     frequencies: Vec<f64>,
-    /// `[position][pair]` of `(cos, sin)`.
-    turns: Vec<(f32, f32)>,
+    /// For each position the cosines of all pairs, then their sines.
+    turns: Vec<f32>,
 }
 
 impl RopeTable {
@@ -46,7 +46,7 @@ impl RopeTable {
 
     /// Positions that the table holds.
     pub fn positions(&self) -> usize {
-        self.turns.len() / self.frequencies.len().max(1)
+        self.turns.len() / (2 * self.frequencies.len()).max(1)
     }
 
     /// Makes sure that positions below `positions` are in the table; it grows by at
@@ -57,24 +57,21 @@ impl RopeTable {
             return;
         }
         for position in have..positions.max(have + have / 2).max(64) {
-            let turns = self.frequencies.iter().map(|f| turn(*f, position));
-            self.turns.extend(turns);
+            self.turns.extend(self.turns_at(position));
         }
     }
 
-    /// Cosine and sine of pair `pair` at `position`.
-    #[inline]
-    fn turn(&self, position: usize, pair: usize) -> (f32, f32) {
-        match self.turns.get(position * self.frequencies.len() + pair) {
-            Some(turn) => *turn,
-            None => turn(self.frequencies[pair], position),
-        }
+    /// Cosines and sines at `position`, computed.
+    fn turns_at(&self, position: usize) -> Vec<f32> {
+        let angles = self
+            .frequencies
+            .iter()
+            .map(|f| (f * position as f64).sin_cos());
+        let (sines, mut turns): (Vec<f32>, Vec<f32>) =
+            angles.map(|(sin, cos)| (sin as f32, cos as f32)).unzip();
+        turns.extend(sines);
+        turns
     }
-}
-
-fn turn(frequency: f64, position: usize) -> (f32, f32) {
-    let (sin, cos) = (frequency * position as f64).sin_cos();
-    (cos as f32, sin as f32)
 }
 
 /// Turns `x`, `heads × head_dim` numbers of one position, in place.
@@ -98,23 +95,27 @@ pub fn rope(
     if pairs == 0 {
         return;
     }
+    let at = position.saturating_mul(2 * pairs);
+    let computed;
+    let turns = match table.turns.get(at..at.saturating_add(2 * pairs)) {
+        Some(turns) => turns,
+        None => {
+            computed = table.turns_at(position);
+            &computed
+        }
+    };
+    let (cos, sin) = turns.split_at(pairs);
     for head in x.chunks_exact_mut(head_dim) {
         match kind {
             RopeKind::Norm => {
-                for (i, pair) in head[..2 * pairs]
-                    .as_chunks_mut::<2>()
-                    .0
-                    .iter_mut()
-                    .enumerate()
-                {
-                    let (cos, sin) = table.turn(position, i);
+                let (head, _) = head[..2 * pairs].as_chunks_mut::<2>();
+                for ((pair, cos), sin) in head.iter_mut().zip(cos).zip(sin) {
                     *pair = [pair[0] * cos - pair[1] * sin, pair[0] * sin + pair[1] * cos];
                 }
             }
             RopeKind::Neox => {
                 let (first, second) = head[..2 * pairs].split_at_mut(pairs);
-                for (i, (a, b)) in first.iter_mut().zip(second).enumerate() {
-                    let (cos, sin) = table.turn(position, i);
+                for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
                     (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
                 }
             }
