@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use llmpick_stories::{Home, LARGE, SMALL, has_pool};
 
-fn short<'a>(prompt: &'a str) -> Vec<&'a str> {
+fn short(prompt: &str) -> Vec<&str> {
     vec!["chat", prompt, "--max-tokens", "12", "--json"]
 }
 

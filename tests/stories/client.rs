@@ -47,7 +47,7 @@ fn two_local_arms_and_a_remote_one_share_the_work() {
     let upstream = upstream_home.serve(&[]);
     let home = Home::new();
     home.settings(&format!(
-        "[router]\nplugin = \"baselines\"\nname = \"round-robin\"\n\
+        "[router]\nplugin = \"baselines:round-robin\"\n\
          [[remote]]\nname = \"elsewhere\"\nbase_url = \"{}\"\nmodel = \"{SMALL}\"\n\
          context_tokens = 8192\ninput_usd_per_mtok = 1.0\noutput_usd_per_mtok = 2.0\n",
         upstream.base_url()

@@ -18,6 +18,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use llmpick_core::{ArmId, Backend, BackendError, ContextKey, GenerateRequest, Mode, OutcomeKind};
 use llmpick_daemon::App;
 use llmpick_daemon::dispatch::{Measured, RouteRequest};
+use llmpick_store::ModelKind;
 use sha2::{Digest, Sha256};
 
 use self::ask::{Method, Reply};
@@ -102,7 +103,7 @@ pub async fn run(args: EvalArgs, global: &Global, printer: Printer) -> Result<()
     if !args.arms.is_empty() {
         overrides.push((
             "pool.arms".to_owned(),
-            open::toml_list(&open::expand_pools(&args.arms)),
+            open::toml_list(&answering(&args.arms, global)?),
         ));
     }
     let app = open::app_for_command(global, overrides, true).await?;
@@ -273,6 +274,19 @@ impl Evaluation<'_> {
             ..RouteRequest::new(GenerateRequest::new(prompt))
         }
     }
+}
+
+/// The names, each pool replaced by those of its models that answer prompts.
+fn answering(names: &[String], global: &Global) -> Result<Vec<String>> {
+    let store = open::store(&open::settings(global, Vec::new())?)?;
+    let answers = |name: &String| {
+        let card = store.card(name);
+        names.contains(name) || card.is_ok_and(|card| card.kind == ModelKind::Generate)
+    };
+    Ok(open::expand_pools(names)
+        .into_iter()
+        .filter(answers)
+        .collect())
 }
 
 /// Measured before: what the arm did then is what it does now.
