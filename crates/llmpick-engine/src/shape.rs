@@ -71,6 +71,7 @@ impl Shape {
             architecture,
         };
         let gemma = architecture == "gemma3";
+        let layers = keys.count("block_count")?;
         let width = keys.count("embedding_length")?;
         let heads = keys.count("attention.head_count")?;
         let kv_heads = keys
@@ -81,7 +82,7 @@ impl Shape {
             None => width / heads,
         };
         let shape = Shape {
-            layers: keys.count("block_count")?,
+            layers,
             width,
             heads,
             kv_heads,
@@ -113,6 +114,9 @@ impl Shape {
             embedding_scale: if gemma { (width as f32).sqrt() } else { 1.0 },
             attention_scale: match keys.float("attention.scale")? {
                 Some(scale) => scale as f32,
+                // gemma3 27B, known by its layers, scales by another size than its heads',
+                // and its files do not say so (llama.cpp, `llama-model.cpp`).
+                None if gemma && layers == 62 => 1.0 / ((width / heads) as f32).sqrt(),
                 None => 1.0 / (head_dim as f32).sqrt(),
             },
             activation: match gemma {

@@ -2,6 +2,7 @@
 //! the stock models of candle-transformers as reference.
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
+pub mod full;
 pub mod stock;
 pub mod tiny;
 

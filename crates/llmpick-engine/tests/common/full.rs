@@ -1,0 +1,225 @@
+//! The full-precision models of candle-transformers over the dequantised weights of a file:
+//! no rounding of activations, and fast enough to read thousands of tokens.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
+
+use candle_core::quantized::gguf_file::{Content, Value};
+use candle_core::{DType, Device, IndexOp, Tensor};
+use candle_nn::VarBuilder;
+use candle_transformers::models::{gemma3, qwen2};
+
+use super::stock::log_likelihood;
+
+pub enum Full {
+    /// The hidden states of every position, and the head to put on them.
+    Qwen2(qwen2::Model, Tensor),
+    Gemma(gemma3::Model),
+}
+
+impl Full {
+    /// The model for the file's architecture. A llama is a qwen2 whose biases are zero, and
+    /// is run as one: candle's own llama gives the logits of the last position only, which
+    /// takes minutes where this takes seconds.
+    pub fn open(path: &Path) -> Full {
+        let mut file = BufReader::new(File::open(path).unwrap());
+        let content = Content::read(&mut file).unwrap();
+        match architecture(&content) {
+            "gemma3" => Full::Gemma(gemma(&content, &mut file)),
+            _ => qwen2(&content, &mut file),
+        }
+    }
+
+    /// The sum of negative log-likelihoods of `tokens[first..]` in sequences of one length,
+    /// each token given all before it.
+    pub fn nll(&mut self, sequences: &[&[u32]], first: usize) -> f64 {
+        match self {
+            Full::Qwen2(model, head) => sequences
+                .iter()
+                .map(|tokens| {
+                    model.clear_kv_cache();
+                    let hidden = model.forward(&input(&[tokens]), 0, None).unwrap();
+                    let asked = hidden.i((0, first - 1..tokens.len() - 1)).unwrap();
+                    let logits = asked.matmul(&head.t().unwrap()).unwrap();
+                    added(&logits, &tokens[first..])
+                })
+                .sum(),
+            // Its interface ends in the last position: token by token, side by side.
+            Full::Gemma(model) => {
+                model.clear_kv_cache();
+                let part = |from: usize, to: usize| -> Vec<&[u32]> {
+                    sequences.iter().map(|tokens| &tokens[from..to]).collect()
+                };
+                let mut nll = 0.0;
+                let mut logits = model.forward(&input(&part(0, first)), 0).unwrap();
+                for position in first..sequences[0].len() {
+                    let targets: Vec<u32> = sequences.iter().map(|t| t[position]).collect();
+                    nll += added(&logits.i((.., 0)).unwrap(), &targets);
+                    let next = input(&part(position, position + 1));
+                    logits = model.forward(&next, position).unwrap();
+                }
+                nll
+            }
+        }
+    }
+}
+
+fn input(sequences: &[&[u32]]) -> Tensor {
+    let shape = (sequences.len(), sequences[0].len());
+    Tensor::from_vec(sequences.concat(), shape, &Device::Cpu).unwrap()
+}
+
+/// Negative log-likelihoods of one target per row.
+fn added(logits: &Tensor, targets: &[u32]) -> f64 {
+    let rows: Vec<Vec<f32>> = logits.to_vec2().unwrap();
+    assert_eq!(rows.len(), targets.len());
+    let each = rows.iter().zip(targets);
+    each.map(|(row, target)| -log_likelihood(row, *target))
+        .sum()
+}
+
+fn architecture(content: &Content) -> &str {
+    content.metadata["general.architecture"]
+        .to_string()
+        .unwrap()
+}
+
+fn count(content: &Content, key: &str) -> Option<usize> {
+    let key = format!("{}.{key}", architecture(content));
+    let value = content.metadata.get(&key)?;
+    Some(value.to_u64().unwrap() as usize)
+}
+
+fn float(content: &Content, key: &str, default: f64) -> f64 {
+    let key = format!("{}.{key}", architecture(content));
+    match content.metadata.get(&key) {
+        Some(Value::F32(value)) => f64::from(*value),
+        _ => default,
+    }
+}
+
+fn qwen2(content: &Content, file: &mut BufReader<File>) -> Full {
+    let number = |key: &str| count(content, key).unwrap();
+    let heads = number("attention.head_count");
+    let kv_heads = number("attention.head_count_kv");
+    let width = number("embedding_length");
+    let head_dim = width / heads;
+    let mut tensors = HashMap::new();
+    for name in content.tensor_infos.keys() {
+        let tensor = content.tensor(file, name, &Device::Cpu).unwrap();
+        let mut tensor = tensor.dequantize(&Device::Cpu).unwrap();
+        if architecture(content) == "llama" {
+            // GGUF stores the two halves of a rotated pair side by side.
+            if name.ends_with("attn_q.weight") {
+                tensor = halves(&tensor, heads);
+            } else if name.ends_with("attn_k.weight") {
+                tensor = halves(&tensor, kv_heads);
+            }
+        }
+        tensors.insert(hub_name(name, "post_attention_layernorm"), tensor);
+    }
+    for layer in 0..number("block_count") {
+        for (part, len) in [("q", heads), ("k", kv_heads), ("v", kv_heads)] {
+            let name = format!("model.layers.{layer}.self_attn.{part}_proj.bias");
+            let zero = || Tensor::zeros(len * head_dim, DType::F32, &Device::Cpu).unwrap();
+            tensors.entry(name).or_insert_with(zero);
+        }
+    }
+    let embedding = tensors["model.embed_tokens.weight"].clone();
+    let head = tensors.get("lm_head.weight").unwrap_or(&embedding).clone();
+    let config = qwen2::Config {
+        vocab_size: embedding.dim(0).unwrap(),
+        hidden_size: width,
+        intermediate_size: number("feed_forward_length"),
+        num_hidden_layers: number("block_count"),
+        num_attention_heads: heads,
+        num_key_value_heads: kv_heads,
+        max_position_embeddings: 2048,
+        sliding_window: 2048,
+        max_window_layers: 0,
+        tie_word_embeddings: false,
+        rope_theta: float(content, "rope.freq_base", 1e4),
+        rms_norm_eps: float(content, "attention.layer_norm_rms_epsilon", f64::NAN),
+        use_sliding_window: false,
+        hidden_act: candle_nn::Activation::Silu,
+    };
+    let weights = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
+    Full::Qwen2(qwen2::Model::new(&config, weights).unwrap(), head)
+}
+
+/// Rows of each head from interleaved pairs to two halves.
+fn halves(weight: &Tensor, heads: usize) -> Tensor {
+    let (rows, cols) = weight.dims2().unwrap();
+    let pairs = weight.reshape((heads, rows / heads / 2, 2, cols)).unwrap();
+    let halves = pairs.transpose(1, 2).unwrap().contiguous().unwrap();
+    halves.reshape((rows, cols)).unwrap()
+}
+
+pub fn gemma(content: &Content, file: &mut BufReader<File>) -> gemma3::Model {
+    let mut tensors = HashMap::new();
+    for name in content.tensor_infos.keys() {
+        let tensor = content.tensor(file, name, &Device::Cpu).unwrap();
+        let mut tensor = tensor.dequantize(&Device::Cpu).unwrap();
+        if name.ends_with("norm.weight") {
+            // GGUF stores what a norm multiplies by; candle's gemma adds the 1 itself.
+            tensor = (tensor - 1.0).unwrap();
+        }
+        tensors.insert(hub_name(name, "pre_feedforward_layernorm"), tensor);
+    }
+    let number = |key: &str| count(content, key).unwrap();
+    let config = gemma3::Config {
+        attention_bias: false,
+        head_dim: number("attention.key_length"),
+        hidden_activation: candle_nn::Activation::GeluPytorchTanh,
+        hidden_size: number("embedding_length"),
+        intermediate_size: number("feed_forward_length"),
+        num_attention_heads: number("attention.head_count"),
+        num_hidden_layers: number("block_count"),
+        num_key_value_heads: number("attention.head_count_kv"),
+        rms_norm_eps: float(content, "attention.layer_norm_rms_epsilon", f64::NAN),
+        rope_theta: float(content, "rope.freq_base", 1e6),
+        rope_local_base_freq: 1e4,
+        vocab_size: tensors["model.embed_tokens.weight"].dim(0).unwrap(),
+        final_logit_softcapping: None,
+        attn_logit_softcapping: None,
+        query_pre_attn_scalar: number("attention.key_length"),
+        sliding_window: number("attention.sliding_window"),
+        sliding_window_pattern: 6,
+        // The length of its RoPE tables; the tests stay below it.
+        max_position_embeddings: 2048,
+    };
+    let weights = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
+    gemma3::Model::new(false, &config, weights).unwrap()
+}
+
+/// A tensor's name in the safetensors files of the families. The norm before the
+/// feed-forward part is called `feed_norm`: the families differ in it.
+fn hub_name(name: &str, feed_norm: &str) -> String {
+    match name {
+        "token_embd.weight" => return "model.embed_tokens.weight".to_owned(),
+        "output_norm.weight" => return "model.norm.weight".to_owned(),
+        "output.weight" => return "lm_head.weight".to_owned(),
+        _ => {}
+    }
+    let (layer, part) = name.strip_prefix("blk.").unwrap().split_once('.').unwrap();
+    let (part, kind) = part.rsplit_once('.').unwrap();
+    let part = match part {
+        "attn_norm" => "input_layernorm",
+        "attn_q" => "self_attn.q_proj",
+        "attn_k" => "self_attn.k_proj",
+        "attn_v" => "self_attn.v_proj",
+        "attn_output" => "self_attn.o_proj",
+        "attn_q_norm" => "self_attn.q_norm",
+        "attn_k_norm" => "self_attn.k_norm",
+        "post_attention_norm" => "post_attention_layernorm",
+        "ffn_norm" => feed_norm,
+        "post_ffw_norm" => "post_feedforward_layernorm",
+        "ffn_gate" => "mlp.gate_proj",
+        "ffn_up" => "mlp.up_proj",
+        "ffn_down" => "mlp.down_proj",
+        other => panic!("unknown tensor {other}"),
+    };
+    format!("model.layers.{layer}.{part}.{kind}")
+}
