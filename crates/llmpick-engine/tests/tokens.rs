@@ -384,10 +384,7 @@ fn sentence_piece_joins_by_score_prefixes_a_space_and_falls_back_to_bytes() {
     // A text after a special token gets a space of its own, and loses it again.
     check("c<x>c", &[" ", "c", "<x>", " ", "c"]);
     check("c[u]c", &[" ", "c", "[u]", " ", "c"]);
-    assert_eq!(
-        pieces(&tokenizer, "<x>", false),
-        [" ", "<", "x", ">"]
-    );
+    assert_eq!(pieces(&tokenizer, "<x>", false), [" ", "<", "x", ">"]);
     assert_eq!(pieces(&tokenizer, "", true), [""; 0]);
 
     let mut metadata = sentence_piece(&tokens);
