@@ -4,7 +4,7 @@ usage: openai_chat.py BASE_URL SOCKET SMALL LARGE
 """
 import sys
 
-import httpx
+import httpx2 as httpx
 import openai
 
 base_url, socket, small, large = sys.argv[1:5]

@@ -120,3 +120,64 @@ fn a_home_that_cannot_be_written() {
     std::fs::set_permissions(home.path("data"), std::fs::Permissions::from_mode(0o444)).unwrap();
     home.run(&["route", "stats"]).fails(8, &["data"]);
 }
+
+/// Builds one of the broken plugins of `tests/plugins`.
+fn broken_plugin(home: &Home, source: &str, fault: &str) -> String {
+    let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let library = home.path("work").join(format!("lib{source}.so"));
+    let built = std::process::Command::new("cc")
+        .args([
+            "-std=gnu11",
+            "-O1",
+            "-shared",
+            "-fPIC",
+            &format!("-DFAULT={fault}"),
+        ])
+        .arg("-I")
+        .arg(here.join("../crates/llmpick-plugin-abi/include"))
+        .arg("-o")
+        .arg(&library)
+        .arg(here.join("plugins").join(format!("{source}.c")))
+        .arg("-lm")
+        .status();
+    assert!(built.unwrap().success(), "{source} does not build");
+    // The host refuses what others can write; some machines' temporary folders are like that.
+    std::fs::set_permissions(&library, std::fs::Permissions::from_mode(0o755)).unwrap();
+    library.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_plugin_for_another_abi_says_which() {
+    if !has_pool() {
+        return;
+    }
+    let home = Home::new();
+    let library = broken_plugin(&home, "module", "OTHER_MAJOR");
+    let plugin = format!("router.plugin=\"{library}\"");
+    home.run(&["chat", "Hi", "--set", &plugin])
+        .fails(7, &["ABI", "1.0"]);
+}
+
+#[test]
+fn a_plugin_that_hangs_or_answers_nonsense_costs_no_answer() {
+    if !has_pool() {
+        return;
+    }
+    let home = Home::new();
+    let library = broken_plugin(&home, "moody", "0");
+    for fault in ["spin", "range"] {
+        home.settings(&format!(
+            "[router]\nplugin = \"{library}\"\n[router.config]\nfault = \"{fault}\"\n"
+        ));
+        let answer = home
+            .run(&["chat", "Say hi.", "--max-tokens", "4", "--json"])
+            .ok()
+            .json();
+        let route = answer["route_id"].as_str().unwrap();
+        let shown = home.run(&["route", "show", route]).ok().out;
+        assert!(
+            shown.contains("the built-in fallback chose"),
+            "{fault}:\n{shown}"
+        );
+    }
+}

@@ -173,7 +173,11 @@ pub enum CreateError {
 
 /// A plugin that is nowhere.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("find plugin `{name}`: looked for {}{}", looked.join(", "), available(found))]
+#[error(
+    "find plugin `{name}`: looked in {}{}",
+    places(looked),
+    available(found)
+)]
 pub struct FindError {
     /// What was wanted.
     pub name: String,
@@ -181,6 +185,20 @@ pub struct FindError {
     pub looked: Vec<String>,
     /// The plugins that are.
     pub found: Vec<String>,
+}
+
+/// The folders of these files, each once, or the file itself where a path was asked for.
+fn places(looked: &[String]) -> String {
+    if let [file] = looked {
+        return file.clone();
+    }
+    let folder = |file: &String| {
+        file.rsplit_once('/')
+            .map_or(String::new(), |(dir, _)| dir.to_owned())
+    };
+    let mut folders: Vec<String> = looked.iter().map(folder).collect();
+    folders.dedup();
+    folders.join(", ")
 }
 
 fn available(found: &[String]) -> String {
