@@ -6,9 +6,12 @@ use std::process::Command;
 
 /// The repository's root.
 pub fn root() -> PathBuf {
+    // What cargo says now, not what it said when this was compiled: clones may share a target
+    // folder, and the other one may be gone.
+    let here = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
     // crates/xtask lies two folders below it.
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .ancestors()
+    here.ancestors()
         .nth(2)
         .map_or_else(|| PathBuf::from("."), Path::to_path_buf)
 }
