@@ -154,6 +154,9 @@ pub struct Feedback {
     pub outcome: OutcomeKind,
     /// Context tag, may be empty.
     pub task: String,
+    /// The features the request had; empty for none. Every value is finite.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub features: Vec<f32>,
     /// The fallback or the user chose, not this router.
     pub fallback: bool,
     /// Latency includes loading the model.

@@ -210,6 +210,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<FeedbackRecord> {
             position: row.get("position")?,
             outcome: row.get::<_, Word<OutcomeKind>>("outcome")?.0,
             task: row.get("task")?,
+            features: Vec::new(),
             fallback: row.get("fallback")?,
             cold: row.get("cold")?,
             prompt_tokens: row.get("prompt_tokens")?,

@@ -217,6 +217,8 @@ impl RouterInstance {
             return Ok(());
         };
         let flag = |set: bool, bit: u32| if set { bit } else { 0 };
+        let wanted = self.caps & abi::CAP_NEEDS_FEATURES != 0 && !feedback.features.is_empty();
+        let features = wanted.then_some(&feedback.features);
         let raw = abi::Feedback {
             size: size_of::<abi::Feedback>() as u32,
             outcome: match feedback.outcome {
@@ -228,8 +230,8 @@ impl RouterInstance {
             request_id: feedback.route_id.0,
             candidate_id: abi::Str::new(feedback.arm.as_str()),
             task: abi::Str::new(&feedback.task),
-            features: std::ptr::null(),
-            n_features: 0,
+            features: features.map_or(std::ptr::null(), |features| features.as_ptr()),
+            n_features: features.map_or(0, Vec::len),
             flags: flag(feedback.fallback, abi::FB_FALLBACK) | flag(feedback.cold, abi::FB_COLD),
             position: feedback.position,
             prompt_tokens: feedback.prompt_tokens,

@@ -33,6 +33,7 @@ fn feedback(route: u64, arm: u32, score: f64) -> Feedback {
         position: 0,
         outcome: OutcomeKind::Ok,
         task: String::new(),
+        features: Vec::new(),
         fallback: false,
         cold: false,
         prompt_tokens: 10,

@@ -208,6 +208,7 @@ impl Drive {
             position,
             outcome: OutcomeKind::Ok,
             task: truth.context.to_owned(),
+            features: Vec::new(),
             fallback,
             cold: false,
             prompt_tokens: 0,

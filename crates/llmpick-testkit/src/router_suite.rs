@@ -149,6 +149,7 @@ fn outcome(arm: &Candidate, round: u64, position: u32) -> Feedback {
         position,
         outcome: OutcomeKind::Ok,
         task: String::new(),
+        features: Vec::new(),
         fallback: false,
         cold: false,
         prompt_tokens: 100,
