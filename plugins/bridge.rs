@@ -27,6 +27,9 @@ pub fn ask<T>(
         eligible: candidate.eligible,
         est_cost: candidate.est_cost.unwrap_or(f64::NAN),
         cost_max: candidate.cost_max.unwrap_or(f64::NAN),
+        price_in: candidate.price_in.unwrap_or(f64::NAN),
+        price_out: candidate.price_out.unwrap_or(f64::NAN),
+        inflight: candidate.inflight,
     });
     let arms: Vec<ArmView<'_>> = views.collect();
     let question = Question {
@@ -35,6 +38,7 @@ pub fn ask<T>(
         max_arms,
         budget: request.cost_budget.or(budget).unwrap_or(f64::NAN),
         context: request.task,
+        features: request.features,
     };
     let answer = answer(&question).map_err(|NoArm| Error::abstain())?;
     Ok((mode(model), answer))
@@ -75,6 +79,9 @@ pub fn observe(learner: &mut impl Learner, feedback: &Feedback<'_>) {
         latency_ms: feedback.latency_ms.unwrap_or(f64::NAN),
         score: feedback.score,
         context: feedback.task,
+        features: feedback.features,
+        prompt_tokens: feedback.prompt_tokens,
+        completion_tokens: feedback.completion_tokens,
     });
 }
 

@@ -51,6 +51,27 @@ pub struct ArmView<'a> {
     pub est_cost: f64,
     /// Upper bound of the cost of this request; NaN where unknown.
     pub cost_max: f64,
+    /// Price of 10⁶ prompt tokens; NaN where unknown.
+    pub price_in: f64,
+    /// Price of 10⁶ completion tokens; NaN where unknown.
+    pub price_out: f64,
+    /// Calls running or queued now, whose costs nobody knows yet.
+    pub inflight: u32,
+}
+
+impl<'a> ArmView<'a> {
+    /// An eligible arm of which nothing else is known.
+    pub fn stranger(id: &'a str) -> Self {
+        Self {
+            id,
+            eligible: true,
+            est_cost: f64::NAN,
+            cost_max: f64::NAN,
+            price_in: f64::NAN,
+            price_out: f64::NAN,
+            inflight: 0,
+        }
+    }
 }
 
 /// One request for a decision.
@@ -66,6 +87,8 @@ pub struct Question<'a> {
     pub budget: f64,
     /// Context tag, may be empty.
     pub context: &'a str,
+    /// Features of the request, may be empty.
+    pub features: &'a [f32],
 }
 
 impl Question<'_> {
@@ -130,6 +153,30 @@ pub struct Observation<'a> {
     pub score: Option<f64>,
     /// Context tag, may be empty.
     pub context: &'a str,
+    /// Features the request had, may be empty.
+    pub features: &'a [f32],
+    /// Tokens of the prompt.
+    pub prompt_tokens: u32,
+    /// Tokens generated.
+    pub completion_tokens: u32,
+}
+
+impl Default for Observation<'_> {
+    /// An answer of nobody, of unknown cost, latency and score.
+    fn default() -> Self {
+        Self {
+            arm: "",
+            position: 0,
+            ending: Ending::Answered,
+            cost: f64::NAN,
+            latency_ms: f64::NAN,
+            score: None,
+            context: "",
+            features: &[],
+            prompt_tokens: 0,
+            completion_tokens: 0,
+        }
+    }
 }
 
 impl Observation<'_> {

@@ -313,11 +313,10 @@ mod tests {
         Observation {
             arm,
             position,
-            ending: Ending::Answered,
             cost,
             latency_ms: 100.0,
             score,
-            context: "",
+            ..Observation::default()
         }
     }
 

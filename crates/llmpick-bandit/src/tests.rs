@@ -9,7 +9,7 @@ use crate::cascade::Order;
 use crate::chance::{coin, normal, seeded, unit};
 use crate::pickllm::{Knowledge, Method, PickLlm, PickLlmConfig, RewardConfig};
 use crate::stats::{Delta, TableConfig};
-use crate::{ArmView, Choice, Ending, Learner, Mode, Observation, Question, awc, suc};
+use crate::{ArmView, Choice, Learner, Mode, Observation, Question, awc, suc};
 
 /// E[min(1, c·U(0.5, 1.5))], the true mean of a simulated cost: the dearest arm is cut off at 1.
 pub(crate) fn mean_cost(c: f64) -> f64 {
@@ -49,13 +49,7 @@ pub(crate) const SET_G: [(f64, f64); 9] = [
 const NAMES: [&str; 9] = ["a", "b", "c", "d", "e", "f", "g", "h", "i"];
 
 fn views(k: usize) -> Vec<ArmView<'static>> {
-    let view = |id: &&'static str| ArmView {
-        id,
-        eligible: true,
-        est_cost: f64::NAN,
-        cost_max: f64::NAN,
-    };
-    NAMES.iter().take(k).map(view).collect()
+    NAMES[..k].iter().map(|id| ArmView::stranger(id)).collect()
 }
 
 fn question<'a>(arms: &'a [ArmView<'a>], mode: Mode, n: usize, budget: f64) -> Question<'a> {
@@ -65,6 +59,7 @@ fn question<'a>(arms: &'a [ArmView<'a>], mode: Mode, n: usize, budget: f64) -> Q
         max_arms: n,
         budget,
         context: "",
+        features: &[],
     }
 }
 
@@ -72,11 +67,9 @@ fn seen(arm: &str, position: u32, cost: f64, score: Option<f64>) -> Observation<
     Observation {
         arm,
         position,
-        ending: Ending::Answered,
         cost,
-        latency_ms: f64::NAN,
         score,
-        context: "",
+        ..Observation::default()
     }
 }
 

@@ -29,6 +29,9 @@ impl<L: Learner + Send> Router for Native<L> {
             eligible: candidate.eligible,
             est_cost: candidate.est_cost,
             cost_max: candidate.cost_max,
+            price_in: candidate.price_in,
+            price_out: candidate.price_out,
+            inflight: candidate.inflight,
         });
         let arms: Vec<ArmView<'_>> = view.collect();
         let mode = request.allowed_modes[0];
@@ -43,6 +46,7 @@ impl<L: Learner + Send> Router for Native<L> {
             max_arms: request.max_arms as usize,
             budget: request.cost_budget,
             context: request.task,
+            features: request.features.unwrap_or_default(),
         };
         let choice = self.0.select(&question, &mut seeded(request.seed));
         let choice = choice.map_err(|_| RouterError::NoEligibleArm)?;
@@ -65,6 +69,9 @@ impl<L: Learner + Send> Router for Native<L> {
             latency_ms: feedback.latency_ms,
             score: feedback.score.map(|score| score.get()),
             context: &feedback.task,
+            features: &feedback.features,
+            prompt_tokens: feedback.prompt_tokens,
+            completion_tokens: feedback.completion_tokens,
         });
         Ok(())
     }
