@@ -48,6 +48,12 @@ pub struct CallRecord {
     pub id: CallId,
     /// Its place among the attempts of its route, from 0.
     pub position: u32,
+    /// The part of the request that it worked on; `None` for a request without parts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub part: Option<u32>,
+    /// Its arm's place in the plan, for a call that worked on a part.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub place: Option<u32>,
     /// Who.
     pub arm: ArmId,
     /// When it started.
@@ -80,6 +86,16 @@ pub struct CallRecord {
     pub error: Option<String>,
 }
 
+/// Where a call that works on one part of a request belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartCall {
+    /// The part, from 0.
+    pub part: u32,
+    /// The arm's place in the plan; arms that only took over stand behind the plan's. All calls
+    /// of one place are one report to the learner.
+    pub place: u32,
+}
+
 impl Ledger {
     /// Records that an arm starts, so that a crash in mid-call is known and paid for.
     ///
@@ -93,14 +109,44 @@ impl Ledger {
         reserved: NanoDollars,
         now_ms: u64,
     ) -> Result<CallId, LedgerError> {
+        self.insert_call(route, position, None, arm, reserved, now_ms)
+    }
+
+    /// The same for a call that works on one part of a request.
+    ///
+    /// # Errors
+    /// When the ledger cannot be written.
+    pub fn start_part_call(
+        &self,
+        route: RouteId,
+        position: u32,
+        of: PartCall,
+        arm: &ArmId,
+        reserved: NanoDollars,
+        now_ms: u64,
+    ) -> Result<CallId, LedgerError> {
+        self.insert_call(route, position, Some(of), arm, reserved, now_ms)
+    }
+
+    fn insert_call(
+        &self,
+        route: RouteId,
+        position: u32,
+        of: Option<PartCall>,
+        arm: &ArmId,
+        reserved: NanoDollars,
+        now_ms: u64,
+    ) -> Result<CallId, LedgerError> {
         self.write(|tx| {
             tx.prepare_cached(
-                "INSERT INTO calls (route, position, arm, started_ms, reserved)
-                 VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO calls (route, position, part, place, arm, started_ms, reserved)
+                 VALUES (?, ?, ?, ?, ?, ?, ?)",
             )?
             .execute(params![
                 Bits(route.0),
                 position,
+                of.map(|of| of.part),
+                of.map(|of| of.place),
                 arm.as_str(),
                 Bits(now_ms),
                 Bits(reserved.0)
@@ -209,6 +255,8 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<CallRecord> {
     Ok(CallRecord {
         id: CallId(row.get::<_, Bits>("id")?.0),
         position: row.get("position")?,
+        part: row.get("part")?,
+        place: row.get("place")?,
         arm: arm_id(&row.get::<_, String>("arm")?)?,
         started_ms: row.get::<_, Bits>("started_ms")?.0,
         reserved: NanoDollars(row.get::<_, Bits>("reserved")?.0),

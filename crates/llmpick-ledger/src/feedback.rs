@@ -112,7 +112,12 @@ impl Ledger {
     }
 }
 
-/// Appends the one report of each ended call of a route that has none yet.
+/// Appends the one report of each arm of a route that ran and has none yet.
+///
+/// A request without parts has one call for each arm. Where an arm worked on several parts, they
+/// are one report: costs and tokens are summed, the latency is the longest, the score is the mean
+/// over its parts. A part that it failed counts as 0 there, one that was cancelled or that nobody
+/// could grade does not count.
 pub(crate) fn append_for_calls(
     tx: &Transaction<'_>,
     route: i64,
@@ -122,14 +127,20 @@ pub(crate) fn append_for_calls(
     tx.prepare_cached(
         "INSERT INTO feedback (nonce, at_ms, origin, router, route, arm, position, outcome, task,
            fallback, cold, prompt_tokens, completion_tokens, latency_ms, ttft_ms, cost, score)
-         SELECT random(), :at_ms, 'run', r.router, r.id, c.arm, c.position, c.outcome, r.context,
-           coalesce(r.source, '') <> 'router', c.cold, c.prompt_tokens, c.completion_tokens,
-           c.latency_ms, c.ttft_ms, c.cost / 1e9, c.score
+         SELECT random(), :at_ms, 'run', r.router, r.id, c.arm, coalesce(c.place, c.position),
+           CASE WHEN max(c.outcome = 'ok') THEN 'ok' WHEN max(c.outcome = 'error') THEN 'error'
+             WHEN max(c.outcome = 'timeout') THEN 'timeout' ELSE 'cancelled' END, r.context,
+           coalesce(r.source, '') <> 'router', max(c.cold), sum(c.prompt_tokens),
+           sum(c.completion_tokens), max(c.latency_ms), min(c.ttft_ms), sum(c.cost) / 1e9,
+           CASE WHEN count(c.score) > 0 THEN
+             total(c.score) / count(CASE WHEN c.outcome IN ('error', 'timeout') THEN 0
+               ELSE c.score END) END
          FROM calls c JOIN routes r ON r.id = c.route
          WHERE c.route = :route AND c.learn AND r.learn AND c.outcome IS NOT NULL
            AND NOT EXISTS (SELECT 1 FROM feedback f
-             WHERE f.route = c.route AND f.position = c.position AND f.origin = 'run')
-         ORDER BY c.position",
+             WHERE f.route = c.route AND f.position = coalesce(c.place, c.position)
+               AND f.origin = 'run')
+         GROUP BY coalesce(c.place, c.position) ORDER BY coalesce(c.place, c.position)",
     )?
     .execute(named_params! { ":at_ms": Bits(at_ms), ":route": route })?;
     Ok(())
@@ -170,7 +181,8 @@ fn append_late(tx: &Transaction<'_>, late: &LateScore, call: Bits) -> Result<(),
     tx.prepare_cached(
         "INSERT INTO feedback (nonce, at_ms, origin, router, route, arm, position, outcome, task,
            fallback, cold, prompt_tokens, completion_tokens, latency_ms, ttft_ms, cost, score)
-         SELECT random(), :at_ms, :origin, r.router, r.id, c.arm, c.position, c.outcome, r.context,
+         SELECT random(), :at_ms, :origin, r.router, r.id, c.arm, coalesce(c.place, c.position),
+           c.outcome, r.context,
            coalesce(r.source, '') <> 'router', c.cold, c.prompt_tokens, c.completion_tokens,
            NULL, NULL, NULL, :score
          FROM calls c JOIN routes r ON r.id = c.route WHERE c.id = :call",

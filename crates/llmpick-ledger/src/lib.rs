@@ -14,6 +14,7 @@ mod feedback;
 mod ledger;
 mod measured;
 mod owner;
+mod part;
 mod recover;
 mod route;
 mod schema;
@@ -22,11 +23,12 @@ mod stats;
 mod value;
 
 pub use budget::{Budget, BudgetState, Reservation, Reserved, Window};
-pub use call::{CallEnd, CallId, CallRecord};
+pub use call::{CallEnd, CallId, CallRecord, PartCall};
 pub use error::{LedgerError, LedgerErrorKind};
 pub use feedback::{Cursor, FeedbackRecord, LateScore};
 pub use ledger::{Ledger, LedgerId, OpenOptions};
 pub use measured::Measured;
+pub use part::{NewPart, PartEnd, PartRecord};
 pub use route::{
     CandidateRecord, NewRoute, RouteEnd, RouteFilter, RouteLimits, RouteRecord, RouteStatus,
     RouteSummaryRecord, ScoredCall, prompt_hash,

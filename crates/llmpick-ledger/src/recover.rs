@@ -3,7 +3,7 @@
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use crate::value::{Bits, Word};
-use crate::{LedgerErrorKind, RouteStatus, budget, call, feedback};
+use crate::{LedgerErrorKind, RouteStatus, budget, call, feedback, part};
 
 /// Ends an owner's open routes: running calls are charged what was reserved for them (see
 /// [`call::charge_open`]), other reservations are let go, calls that had ended are reported to
@@ -33,11 +33,13 @@ fn close_route(tx: &Transaction<'_>, route: i64, at_ms: u64) -> Result<(), Ledge
     call::charge_open(tx, route)?;
     feedback::append_for_calls(tx, route, at_ms)?;
     budget::release(tx, route)?;
+    part::close(tx, route)?;
     // The last call that answered is what the client most likely saw; a later score belongs to
-    // it.
+    // it. A request with parts has many answers.
     let answered: Option<i64> = tx
         .prepare_cached(
-            "SELECT id FROM calls WHERE route = ? AND outcome = 'ok' ORDER BY position DESC LIMIT 1",
+            "SELECT id FROM calls WHERE route = ? AND outcome = 'ok' AND part IS NULL
+             ORDER BY position DESC LIMIT 1",
         )?
         .query_row([route], |r| r.get(0))
         .optional()?;

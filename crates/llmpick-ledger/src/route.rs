@@ -7,8 +7,8 @@ use sha2::{Digest, Sha256};
 
 use crate::value::{Bits, Json, Word, nan, real};
 use crate::{
-    CallId, CallRecord, FeedbackRecord, Ledger, LedgerError, LedgerErrorKind, budget, call,
-    feedback, measured,
+    CallId, CallRecord, FeedbackRecord, Ledger, LedgerError, LedgerErrorKind, PartEnd, PartRecord,
+    budget, call, feedback, measured, part,
 };
 
 /// A request before it is decided.
@@ -160,6 +160,9 @@ pub struct RouteRecord {
     pub answered: Option<CallId>,
     /// In a cascade, whether the answer reached the threshold.
     pub accepted: Option<bool>,
+    /// The parts of the request, in order; empty for a request without.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<PartRecord>,
     /// The arms that ran, in order.
     pub calls: Vec<CallRecord>,
     /// What was learnt from it, in order.
@@ -253,7 +256,18 @@ impl Ledger {
     /// # Errors
     /// When the ledger cannot be written.
     pub fn finish_route(&self, end: &RouteEnd) -> Result<(), LedgerError> {
-        self.write(|tx| finish(tx, end))
+        self.finish_parts(end, &[])
+    }
+
+    /// The same for a request with parts, whose ends it takes too.
+    ///
+    /// # Errors
+    /// When the ledger cannot be written.
+    pub fn finish_parts(&self, end: &RouteEnd, parts: &[PartEnd]) -> Result<(), LedgerError> {
+        self.write(|tx| {
+            part::end(tx, end.route, parts)?;
+            finish(tx, end)
+        })
     }
 
     /// Everything about one route; `None` when there is no such route.
@@ -478,6 +492,7 @@ fn read(conn: &Connection, route: RouteId) -> Result<Option<RouteRecord>, Ledger
     let Some(mut record) = record else {
         return Ok(None);
     };
+    record.parts = part::of_route(conn, route)?;
     record.calls = call::of_route(conn, route)?;
     record.feedback = feedback::of_route(conn, route)?;
     Ok(Some(record))
@@ -513,6 +528,7 @@ fn from_row(row: &Row<'_>, candidates: Vec<CandidateRecord>) -> rusqlite::Result
             .get::<_, Option<Bits>>("answered")?
             .map(|id| CallId(id.0)),
         accepted: row.get("accepted")?,
+        parts: Vec::new(),
         calls: Vec::new(),
         feedback: Vec::new(),
     })

@@ -20,7 +20,7 @@ pub const CURRENT: LedgerVersion = LedgerVersion(MIGRATIONS.len() as u32);
 pub const APPLICATION_ID: i32 = i32::from_be_bytes(*b"llmp");
 
 /// Step `n` turns version `n` into `n + 1`; version 0 is an empty file.
-const MIGRATIONS: &[&str] = &[V1];
+const MIGRATIONS: &[&str] = &[V1, V2];
 
 const V1: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -145,6 +145,23 @@ CREATE TABLE reservations (
   PRIMARY KEY (route, position, key)
 ) WITHOUT ROWID;
 CREATE INDEX reservations_key ON reservations (key, window_start);
+";
+
+/// Requests with parts. A program that knows only version 1 would report each part to the
+/// learner by itself, where an arm gives one feedback for all of its parts.
+const V2: &str = "
+CREATE TABLE parts (
+  route INTEGER NOT NULL REFERENCES routes (id),
+  part INTEGER NOT NULL,
+  name TEXT NOT NULL,
+  prompt_hash TEXT NOT NULL,
+  prompt TEXT,
+  answered INTEGER,
+  accepted INTEGER,
+  PRIMARY KEY (route, part)
+) WITHOUT ROWID;
+ALTER TABLE calls ADD COLUMN part INTEGER;
+ALTER TABLE calls ADD COLUMN place INTEGER;
 ";
 
 /// Brings the file to [`CURRENT`], all or nothing; several programs may try at once.

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{answered, arm, candidate, decision, ended, new_route};
+use common::{answered, arm, candidate, decision, ended, new_route, with_parts};
 use llmpick_core::{ContextKey, NanoDollars, OutcomeKind, RouteId, Score};
 use llmpick_ledger::{
     Cursor, LateScore, Ledger, RouteEnd, RouteFilter, RouteStatus, ScoredCall, StatsFilter,
@@ -252,4 +252,64 @@ fn what_was_measured_is_smoothed() {
     assert_eq!(measured.latency_ms, 300.0);
     assert_eq!((measured.prefill_ms, measured.decode_ms), (5.0, 10.0));
     assert!((measured.score - 0.8).abs() < 1e-12);
+}
+
+#[test]
+fn an_arm_that_worked_on_several_parts_gives_one_feedback() {
+    let ledger = Ledger::open_in_memory().unwrap();
+    let route = with_parts(&ledger, "maths");
+    let record = ledger.route(route).unwrap().unwrap();
+    let calls: Vec<_> = record
+        .calls
+        .iter()
+        .map(|call| (call.position, call.part, call.place, call.arm.as_str()))
+        .collect();
+    assert_eq!(
+        calls,
+        [
+            (0, Some(0), Some(0), "a"),
+            (1, Some(1), Some(1), "b"),
+            (2, Some(2), Some(0), "a"),
+            (3, Some(2), Some(1), "b"),
+        ]
+    );
+    let ended: Vec<_> = record
+        .parts
+        .iter()
+        .map(|part| (part.name.as_str(), part.answered, part.accepted))
+        .collect();
+    let id = |call: usize| Some(record.calls[call].id);
+    assert_eq!(
+        ended,
+        [
+            ("one", id(0), Some(true)),
+            ("two", id(1), Some(true)),
+            ("three", id(3), Some(false)),
+        ]
+    );
+    let told: Vec<_> = record
+        .feedback
+        .iter()
+        .map(|row| {
+            let f = &row.feedback;
+            (
+                f.arm.as_str(),
+                f.position,
+                f.outcome,
+                f.cost,
+                f.latency_ms,
+                f.completion_tokens,
+                f.score.map(Score::get),
+            )
+        })
+        .collect();
+    // The part that `a` failed is a 0 beside its 1; both of b's parts were graded.
+    assert_eq!(
+        told,
+        [
+            ("a", 0, OutcomeKind::Ok, 4e-9, 200.0, 40, Some(0.5)),
+            ("b", 1, OutcomeKind::Ok, 6e-9, 300.0, 40, Some(0.25)),
+        ]
+    );
+    assert!(!ledger.late_score(&late(route, 1.0, "user")).unwrap());
 }

@@ -5,7 +5,7 @@ mod common;
 
 use std::fs;
 
-use common::answered;
+use common::{answered, with_parts};
 use llmpick_core::Snapshot;
 use llmpick_ledger::{Cursor, Ledger, LoadedSnapshot, SnapshotStore};
 
@@ -142,9 +142,6 @@ fn the_first_format_still_opens() {
     let fixtures = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     let place = tempfile::tempdir().unwrap();
     let path = camino::Utf8PathBuf::from_path_buf(place.path().join("ledger.db")).unwrap();
-    if std::env::var_os("LLMPICK_WRITE_FIXTURES").is_some() {
-        write_fixture(&fixtures, &path);
-    }
     fs::copy(fixtures.join("ledger-v1.db"), &path).unwrap();
     let ledger = Ledger::open(&path).unwrap();
     let route = ledger.last_route().unwrap().unwrap();
@@ -166,21 +163,22 @@ fn the_first_format_still_opens() {
     assert_eq!(loaded.cursor.map(|cursor| cursor.id), Some(1));
 }
 
-/// Writes the files of a format; run once, when a version is born.
-fn write_fixture(fixtures: &std::path::Path, path: &camino::Utf8Path) {
-    let store = SnapshotStore::new(path.parent().unwrap());
-    let ledger = Ledger::open(path).unwrap();
-    answered(&ledger, "a", 1.0, "fixture");
-    let cursor = ledger.feedback_after(0, 1).unwrap()[0].cursor;
-    store.save("r", &ledger, &state(1), cursor).unwrap();
-    answered(&ledger, "b", 0.25, "fixture");
-    fs::create_dir_all(fixtures).unwrap();
-    fs::copy(
-        store.path("r", &ledger),
-        fixtures.join("router-v1.snapshot"),
-    )
-    .unwrap();
-    drop(ledger);
-    fs::copy(path, fixtures.join("ledger-v1.db")).unwrap();
-    fs::remove_file(path).unwrap();
+#[test]
+fn the_second_format_still_opens() {
+    let fixtures = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let place = tempfile::tempdir().unwrap();
+    let path = camino::Utf8PathBuf::from_path_buf(place.path().join("ledger.db")).unwrap();
+    // Written once, when the version was born: LLMPICK_WRITE_FIXTURES=1 with the program of then.
+    if std::env::var_os("LLMPICK_WRITE_FIXTURES").is_some() {
+        let ledger = Ledger::open(&path).unwrap();
+        with_parts(&ledger, "fixture");
+        drop(ledger);
+        fs::copy(&path, fixtures.join("ledger-v2.db")).unwrap();
+    }
+    fs::copy(fixtures.join("ledger-v2.db"), &path).unwrap();
+    let ledger = Ledger::open(&path).unwrap();
+    let route = ledger.last_route().unwrap().unwrap();
+    let parts: Vec<_> = route.parts.iter().map(|part| part.name.as_str()).collect();
+    assert_eq!(parts, ["one", "two", "three"]);
+    assert_eq!(route.feedback.len(), 2);
 }

@@ -9,8 +9,8 @@ use llmpick_core::{
     OutcomeKind, RouteId, Score, Usage,
 };
 use llmpick_ledger::{
-    CallEnd, CallId, CandidateRecord, Ledger, NewRoute, RouteEnd, RouteLimits, RouteStatus,
-    ScoredCall,
+    CallEnd, CallId, CandidateRecord, Ledger, NewPart, NewRoute, PartCall, PartEnd, RouteEnd,
+    RouteLimits, RouteStatus, ScoredCall,
 };
 
 /// A folder that goes with the test, and a ledger's path in it.
@@ -130,4 +130,65 @@ pub fn answered(ledger: &Ledger, name: &str, score: f64, context: &str) -> (Rout
         })
         .unwrap();
     (route, call)
+}
+
+/// One route of three parts: `a` answers the first (score 1) and fails the last, which `b`
+/// answers after its own (scores 0.5 and 0).
+pub fn with_parts(ledger: &Ledger, context: &str) -> RouteId {
+    let (route, _) = ledger.begin_route(&new_route(context)).unwrap();
+    let parts = ["one", "two", "three"].map(|name| NewPart {
+        name: name.into(),
+        prompt_hash: llmpick_ledger::prompt_hash(name),
+        prompt: None,
+    });
+    ledger.record_parts(route, &parts).unwrap();
+    let decision = Decision {
+        mode: Mode::SumUp,
+        ..decision(&[0, 1], 2)
+    };
+    ledger
+        .record_decision(route, &[candidate("a"), candidate("b")], Some(&decision))
+        .unwrap();
+    let call = |position, part, place, outcome, cost| {
+        let name = if place == 0 { "a" } else { "b" };
+        let of = PartCall { part, place };
+        let call = ledger
+            .start_part_call(route, position, of, &arm(name), NanoDollars(9), 1_001)
+            .unwrap();
+        let end = CallEnd {
+            latency: Duration::from_millis(u64::from(position) * 100),
+            ..ended(outcome, cost)
+        };
+        ledger.end_call(call, &end).unwrap();
+        call
+    };
+    let one = call(0, 0, 0, OutcomeKind::Ok, 1);
+    let two = call(1, 1, 1, OutcomeKind::Ok, 2);
+    call(2, 2, 0, OutcomeKind::Error, 3);
+    let three = call(3, 2, 1, OutcomeKind::Ok, 4);
+    let scored = |call, score| ScoredCall {
+        call,
+        score: Score::new(score).unwrap(),
+        scorer: "exact".into(),
+    };
+    let part = |part, call, accepted| PartEnd {
+        part,
+        answered: Some(call),
+        accepted,
+    };
+    let end = RouteEnd {
+        route,
+        at_ms: 1_300,
+        status: RouteStatus::Done,
+        answered: None,
+        accepted: None,
+        scores: vec![scored(one, 1.0), scored(two, 0.5), scored(three, 0.0)],
+    };
+    let parts = [
+        part(0, one, true),
+        part(1, two, true),
+        part(2, three, false),
+    ];
+    ledger.finish_parts(&end, &parts).unwrap();
+    route
 }
