@@ -37,6 +37,36 @@ pub fn round(marginals: &[f64], rng: &mut (impl RngCore + ?Sized)) -> Vec<usize>
     (0..z.len()).filter(|&k| z[k] == 1.0).collect()
 }
 
+/// Marginals without the arms that are not `free`: their mass is dealt over the others.
+///
+/// Arms that are not free go to 0. Σz is kept where it can be: the free arms with z > 0 are
+/// scaled up by one factor, those that reach 1 stay there and the rest goes on to the others.
+/// An arm with z = 0 stays out, whatever happens: whoever solved for z may have had a reason
+/// that is not known here. So Σz falls only where all that is left is at 1, and
+/// E[1_k] = the new z_k after [`round`]. With every arm free nothing changes, to the bit.
+pub fn redeal(marginals: &[f64], free: &[bool]) -> Vec<f64> {
+    let is_free = |k: usize| free.get(k).copied().unwrap_or(false);
+    let mut z: Vec<f64> = (0..marginals.len())
+        .map(|k| if is_free(k) { marginals[k] } else { 0.0 })
+        .collect();
+    let mut missing: f64 = marginals.iter().sum::<f64>() - z.iter().sum::<f64>();
+    // Each turn fills an arm up to 1 or deals the rest out.
+    while missing > SNAP {
+        let open = |z: f64| z > 0.0 && z < 1.0;
+        let sum: f64 = z.iter().filter(|z| open(**z)).sum();
+        if sum <= 0.0 {
+            break;
+        }
+        let factor = 1.0 + missing / sum;
+        for z in z.iter_mut().filter(|z| open(**z)) {
+            let raised = (*z * factor).min(1.0);
+            missing -= raised - *z;
+            *z = raised;
+        }
+    }
+    z
+}
+
 /// Every set that [`round`] may draw and its probability, for up to `limit` fractional
 /// entries; `None` beyond, for there are 2^limit of them.
 pub fn outcomes(marginals: &[f64], limit: usize) -> Option<Vec<(Vec<bool>, f64)>> {
@@ -187,6 +217,36 @@ mod tests {
             assert_eq!(round(&z, &mut rng), [0, 3]);
         }
         assert_eq!(round(&[], &mut rng), [0usize; 0]);
+    }
+
+    #[test]
+    fn what_a_missing_arm_leaves_is_dealt_over_the_others() {
+        let close = |got: Vec<f64>, want: &[f64]| {
+            let near = got.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-12);
+            assert!(near && got.len() == want.len(), "{got:?} is not {want:?}");
+        };
+        let z = [0.4, 0.7, 0.6, 0.3];
+        assert_eq!(redeal(&z, &[true; 4]), z);
+        // 0.4 goes over 1.6: every share grows by a quarter.
+        close(
+            redeal(&z, &[false, true, true, true]),
+            &[0.0, 0.875, 0.75, 0.375],
+        );
+        // 0.9 is raised to 1 and the rest goes to the other; 0 stays out.
+        close(
+            redeal(&[0.9, 0.5, 0.0, 0.6], &[true, true, true, false]),
+            &[1.0, 1.0, 0.0, 0.0],
+        );
+        close(
+            redeal(&[0.9, 0.3, 0.2, 0.0], &[true, true, false, true]),
+            &[1.0, 0.4, 0.0, 0.0],
+        );
+        // Nobody can take it up.
+        close(
+            redeal(&[1.0, 1.0, 0.0], &[true, false, true]),
+            &[1.0, 0.0, 0.0],
+        );
+        close(redeal(&z, &[false; 4]), &[0.0; 4]);
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The words everybody shares, and the three contracts: [`Backend`], [`Router`], [`Scorer`].
+//! The words everybody shares, and the contracts: [`Backend`], [`Router`], [`Scorer`], and
+//! [`Scheduler`] for routers that leave the draw of the set to somebody else.
 //!
 //! A *router* chooses a *plan* of *arms*; *dispatch* runs it; a *backend* runs each
 //! arm; a *scorer* grades the *outcome*; the *ledger* remembers. This crate holds only
@@ -11,6 +12,7 @@ mod id;
 mod money;
 mod request;
 mod router;
+mod scheduler;
 mod score;
 mod scorer;
 
@@ -26,5 +28,6 @@ pub use router::{
     Candidate, Decision, DecisionSource, Feedback, Mode, OutcomeKind, Router, RouterError,
     RouterNeeds, SelectRequest, Snapshot,
 };
+pub use scheduler::{Schedule, ScheduleRequest, ScheduledArm, Scheduler, SchedulerError};
 pub use score::{InvalidScore, Score};
 pub use scorer::{Outcome, Scorer, ScorerError};

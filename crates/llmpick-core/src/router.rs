@@ -101,7 +101,9 @@ pub struct SelectRequest<'a> {
 /// A plan: which arms, in which order, how together.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Decision {
-    /// Indexes into the candidates, ordered, distinct, each eligible, at least one.
+    /// Indexes into the candidates, ordered, distinct, each eligible, at least one. Empty only
+    /// where `marginals` has one probability per candidate: then a [`Scheduler`](crate::Scheduler)
+    /// is to draw the set from them (the paper's local–cloud split).
     pub choices: Vec<u32>,
     /// How the chosen arms work together.
     pub mode: Mode,

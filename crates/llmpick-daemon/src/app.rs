@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use llmpick_core::{Arm, ArmId, Backend, ContextKey, Locality, Outcome, Price, Score, Scorer};
 use llmpick_dispatch::{Dispatch, DispatchError, DispatchSettings, Parts, SystemClock};
 use llmpick_ledger::{Ledger, LedgerError};
+use llmpick_plugin_host::LocalScheduler;
 use llmpick_remote::{OpenAi, OpenAiError, OpenAiOptions};
 use llmpick_store::{Store, StoreError};
 use tracing::{error, warn};
@@ -96,6 +97,7 @@ impl App {
             snapshot_dir: Some(settings.paths.routers().into()),
             clock: Arc::new(SystemClock::new()),
         })?;
+        dispatch.set_scheduler(Arc::new(LocalScheduler));
         Ok(Self {
             settings,
             store,

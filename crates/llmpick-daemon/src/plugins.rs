@@ -6,7 +6,7 @@ use camino::Utf8PathBuf;
 use llmpick_core::Router;
 use llmpick_plugin_host::{
     CreateError, FallbackRouter, FindError, Isolation, Library, LoadError, LoadOptions, PluginKind,
-    RouterOptions, find,
+    Rounding, RouterOptions, find,
 };
 
 use crate::Settings;
@@ -54,6 +54,8 @@ pub(crate) fn router(settings: &Settings) -> Result<Box<dyn Router>, PluginError
     let name = router_name(&library, &chosen.plugin)?;
     let options = RouterOptions {
         isolation: Isolation::Actor,
+        // Dispatch has a scheduler for it, which may stand on another machine.
+        rounding: Rounding::Caller,
         deadline: chosen.deadline,
         ..RouterOptions::default()
     };

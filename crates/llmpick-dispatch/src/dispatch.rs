@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use llmpick_core::{
-    ArmId, Backend, BackendError, Candidate, ContextKey, Decision, RouteId, Router, Score, Scorer,
+    ArmId, Backend, BackendError, Candidate, ContextKey, Decision, RouteId, Router, Scheduler,
+    Score, Scorer,
 };
 use llmpick_ledger::{
     ArmStats, LateScore, Ledger, RouteRecord, RouteStatus, SnapshotStore, StatsFilter,
@@ -63,6 +64,8 @@ pub struct Dispatch {
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) pool: Mutex<Pool>,
     pub(crate) learner: Mutex<Learner>,
+    /// Draws the set where the router gives marginals only.
+    pub(crate) scheduler: Mutex<Option<Arc<dyn Scheduler>>>,
     pub(crate) scorers: Vec<Arc<dyn Scorer>>,
     pub(crate) settings: DispatchSettings,
     pub(crate) clock: Arc<dyn Clock>,
@@ -97,6 +100,7 @@ impl Dispatch {
         Ok(Arc::new(Self {
             pool: Mutex::new(Pool::new(parts.arms)?),
             learner: Mutex::new(learner),
+            scheduler: Mutex::default(),
             ledger: parts.ledger,
             scorers: parts.scorers,
             settings: parts.settings,
@@ -306,6 +310,12 @@ impl Dispatch {
         serving.save(&self.ledger, true);
         *serving = Learner::isolated(router, &self.ledger, context.clone())?;
         Ok(())
+    }
+
+    /// Who draws the set when the router gives marginals only. Without one such a decision
+    /// breaks the router's contract, and the built-in fallback decides.
+    pub fn set_scheduler(&self, scheduler: Arc<dyn Scheduler>) {
+        *self.scheduler.lock() = Some(scheduler);
     }
 
     /// The name of the router that serves.

@@ -4,8 +4,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use llmpick_core::{
-    Backend, Candidate, Decision, DecisionSource, Mode, NanoDollars, RouteId, RouterError,
-    SelectRequest,
+    Backend, Candidate, Decision, DecisionSource, Mode, NanoDollars, RouteId, ScheduleRequest,
+    ScheduledArm, Scheduler, SelectRequest,
 };
 use llmpick_ledger::{LedgerError, NewRoute, Reserved, RouteLimits, RouteStatus, prompt_hash};
 use sha2::{Digest, Sha256};
@@ -109,36 +109,34 @@ pub(crate) fn plan(
     })?;
     let open = OpenRoute::new(Arc::clone(dispatch), id);
     let candidates: Vec<Candidate> = described.iter().map(|c| c.candidate.clone()).collect();
+    let shows_prompt = !pinned && learner.needs().prompt;
+    let prompt = shows_prompt.then(|| request.generate.prompt.text());
+    let select = SelectRequest {
+        route_id: id,
+        seed,
+        arms_epoch: limits.arms_epoch,
+        time_budget: dispatch.settings.select_budget,
+        candidates: &candidates,
+        allowed_modes: &limits.allowed_modes,
+        task: &request.context.0,
+        session: &request.session,
+        prompt: prompt.as_deref(),
+        features: None,
+        prompt_tokens: limits.prompt_tokens,
+        max_new_tokens: limits.max_new_tokens,
+        max_cost: limits.max_cost,
+        max_latency_ms: limits.max_latency_ms,
+        min_score: limits.min_score,
+        cost_budget: limits.cost_budget,
+        max_arms: limits.max_arms,
+    };
+    let chosen = (!pinned).then(|| choose(&mut learner, &select)).flatten();
+    // Others may decide while a scheduler on another machine is asked.
+    drop(learner);
     let decision = match pinned {
         true => pin(&described, &modes),
-        false => {
-            let prompt = learner
-                .needs()
-                .prompt
-                .then(|| request.generate.prompt.text());
-            let select = SelectRequest {
-                route_id: id,
-                seed,
-                arms_epoch: limits.arms_epoch,
-                time_budget: dispatch.settings.select_budget,
-                candidates: &candidates,
-                allowed_modes: &limits.allowed_modes,
-                task: &request.context.0,
-                session: &request.session,
-                prompt: prompt.as_deref(),
-                features: None,
-                prompt_tokens: limits.prompt_tokens,
-                max_new_tokens: limits.max_new_tokens,
-                max_cost: limits.max_cost,
-                max_latency_ms: limits.max_latency_ms,
-                min_score: limits.min_score,
-                cost_budget: limits.cost_budget,
-                max_arms: limits.max_arms,
-            };
-            choose(&mut learner, &select)
-        }
+        false => chosen.and_then(|decision| settled(dispatch, decision, &select)),
     };
-    drop(learner);
 
     record(&open, &described, decision.as_ref())?;
     let Some(decision) = decision else {
@@ -164,25 +162,91 @@ fn choose(learner: &mut crate::learner::Learner, select: &SelectRequest<'_>) -> 
     if !select.candidates.iter().any(|c| c.eligible) {
         return None;
     }
-    let checked = learner
-        .select(select)
-        .map_err(|error: RouterError| error.to_string())
-        .and_then(|decision| {
-            fallback::check(
-                &decision,
-                select.candidates,
-                select.allowed_modes,
-                select.max_arms,
-            )
-            .map(|()| decision)
-        });
+    match learner.select(select) {
+        Ok(decision) => Some(decision),
+        Err(error) => instead(select, error.to_string()),
+    }
+}
+
+/// The decision with its set, held to the contract. A set that the router left open is drawn.
+fn settled(
+    dispatch: &Dispatch,
+    decision: Decision,
+    select: &SelectRequest<'_>,
+) -> Option<Decision> {
+    let is_open = decision.choices.is_empty()
+        && !decision.marginals.is_empty()
+        && decision.marginals.len() == select.candidates.len();
+    let scheduler = dispatch.scheduler.lock().clone();
+    let drawn = match scheduler.filter(|_| is_open) {
+        None => Ok(decision),
+        Some(scheduler) => schedule(scheduler.as_ref(), decision, select),
+    };
+    let checked = drawn.and_then(|decision| {
+        fallback::check(
+            &decision,
+            select.candidates,
+            select.allowed_modes,
+            select.max_arms,
+        )
+        .map(|()| decision)
+    });
     match checked {
         Ok(decision) => Some(decision),
-        Err(why) => {
-            tracing::warn!(route = %select.route_id, why, "router did not decide");
-            fallback::plan(select.candidates, select.allowed_modes, why)
-        }
+        Err(why) => instead(select, why),
     }
+}
+
+/// Draws the set from the router's marginals. What was drawn from is what is logged.
+fn schedule(
+    scheduler: &dyn Scheduler,
+    decision: Decision,
+    select: &SelectRequest<'_>,
+) -> Result<Decision, String> {
+    let arms: Vec<ScheduledArm> = select
+        .candidates
+        .iter()
+        .zip(&decision.marginals)
+        .map(|(candidate, &marginal)| ScheduledArm {
+            id: candidate.id.clone(),
+            eligible: candidate.eligible,
+            // An arm that cannot be chosen may have been left unknown.
+            marginal: match candidate.eligible {
+                true => marginal,
+                false => 0.0,
+            },
+        })
+        .collect();
+    // Marginals of other tasks are other marginals.
+    let stream = format!("{:?}/{}/{}", decision.mode, select.max_arms, select.task);
+    let schedule = scheduler
+        .schedule(&ScheduleRequest {
+            route_id: select.route_id,
+            seed: select.seed,
+            stream: &stream,
+            arms: &arms,
+            mode: decision.mode,
+            max_arms: select.max_arms,
+            time_budget: select.time_budget,
+        })
+        .map_err(|error| error.to_string())?;
+    let reason = match (decision.reason.is_empty(), schedule.note.is_empty()) {
+        (_, true) => decision.reason,
+        (true, false) => schedule.note,
+        (false, false) => format!("{}; {}", decision.reason, schedule.note),
+    };
+    Ok(Decision {
+        choices: schedule.choices,
+        marginals: schedule.marginals,
+        reason,
+        ..decision
+    })
+}
+
+/// An eligible arm that nobody chose, and why it had to be so.
+fn instead(select: &SelectRequest<'_>, why: String) -> Option<Decision> {
+    tracing::warn!(route = %select.route_id, why, "router did not decide");
+    fallback::plan(select.candidates, select.allowed_modes, why)
 }
 
 /// The user's own choice. Limits of money hold for it, estimates of length do not: the backend

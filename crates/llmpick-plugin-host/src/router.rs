@@ -27,11 +27,24 @@ pub enum Isolation {
     Inline,
 }
 
+/// Who draws the set where a plugin gives marginals only ("round for me").
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rounding {
+    /// The host, from the request's seed.
+    #[default]
+    Host,
+    /// Whoever asked: the decision has marginals and no choices, for a
+    /// [`Scheduler`](llmpick_core::Scheduler) to draw from.
+    Caller,
+}
+
 /// How a router is supervised.
 #[derive(Clone, Copy, Debug)]
 pub struct RouterOptions {
     /// Where it runs.
     pub isolation: Isolation,
+    /// Who rounds marginals.
+    pub rounding: Rounding,
     /// Longest time for a choice; the request's own limit counts if it is shorter.
     pub deadline: Duration,
     /// Longest time to start, to write a snapshot, to take one over.
@@ -54,6 +67,7 @@ impl Default for RouterOptions {
     fn default() -> Self {
         Self {
             isolation: Isolation::Actor,
+            rounding: Rounding::Host,
             deadline: Duration::from_millis(100),
             control_deadline: Duration::from_secs(5),
             abandon_after: Duration::from_secs(1),
@@ -83,6 +97,7 @@ pub fn router(
         table,
         config: parse_config(name, config_json)?,
         max_snapshot_bytes: options.max_snapshot_bytes,
+        rounding: options.rounding,
     });
     let keeper = Arc::default();
     let engine = Engine::start(&blueprint, &keeper, options)?;

@@ -1,12 +1,10 @@
 //! Whether what a router wrote is a decision.
 
-use llmpick_bandit::{chance, rounding};
 use llmpick_core::{Decision, DecisionSource, Mode, SelectRequest};
 
+use crate::Rounding;
 use crate::instance::{RawDecision, mode_bit};
-
-/// How far a sum of probabilities may be off.
-const TOLERANCE: f64 = 1e-6;
+use crate::schedule::{TOLERANCE, draw};
 
 /// The decision, or a sentence about what is wrong with it. Probabilities that are none
 /// become unknown: they are for the record only, and the choice stands without them.
@@ -14,6 +12,7 @@ pub(crate) fn check(
     raw: RawDecision,
     request: &SelectRequest<'_>,
     multi_select: bool,
+    rounding: Rounding,
 ) -> Result<Decision, String> {
     if raw.choices_len > raw.choices_cap {
         return Err(format!(
@@ -23,7 +22,7 @@ pub(crate) fn check(
     }
     let mode = mode(raw.mode, request.allowed_modes)?;
     if raw.choices_len == 0 {
-        return rounded(raw, mode, request);
+        return marginals_only(raw, mode, request, rounding);
     }
     if raw.choices.len() > 1 && !multi_select {
         return Err("it chose several arms without declaring that it may".to_owned());
@@ -63,8 +62,14 @@ fn mode(bits: u32, allowed: &[Mode]) -> Result<Mode, String> {
     }
 }
 
-/// "Round for me": the set is drawn here, from the marginals and the request's seed.
-fn rounded(raw: RawDecision, mode: Mode, request: &SelectRequest<'_>) -> Result<Decision, String> {
+/// "Round for me": the set is drawn here from the marginals and the request's seed, or by the
+/// caller's scheduler.
+fn marginals_only(
+    raw: RawDecision,
+    mode: Mode,
+    request: &SelectRequest<'_>,
+    rounding: Rounding,
+) -> Result<Decision, String> {
     for (arm, &marginal) in request.candidates.iter().zip(&raw.marginals) {
         let fits = (0.0..=1.0).contains(&marginal) && (arm.eligible || marginal == 0.0);
         // An ineligible arm may as well be left unknown.
@@ -83,18 +88,11 @@ fn rounded(raw: RawDecision, mode: Mode, request: &SelectRequest<'_>) -> Result<
             "it chose no arm, and its marginals add up to {total} where 0 to {most} arms may run"
         ));
     }
-    let mut drawn = rounding::round(&marginals, &mut chance::seeded(request.seed));
-    // A total below one leaves the set empty now and then; somebody must answer all the
-    // same, and a total a hair above the limit may draw one arm too many.
-    let by_marginal =
-        |&a: &usize, &b: &usize| marginals[b].total_cmp(&marginals[a]).then(a.cmp(&b));
-    if drawn.is_empty() {
-        drawn.extend((0..marginals.len()).min_by(by_marginal));
-    }
-    drawn.sort_by(by_marginal);
-    drawn.truncate(raw.choices_cap as usize);
     Ok(Decision {
-        choices: drawn.into_iter().map(|index| index as u32).collect(),
+        choices: match rounding {
+            Rounding::Host => draw(&marginals, request.seed, raw.choices_cap),
+            Rounding::Caller => Vec::new(),
+        },
         mode,
         propensity: f64::NAN,
         marginals,
@@ -144,7 +142,7 @@ mod tests {
     fn judge(raw: RawDecision) -> Result<Decision, String> {
         let mut arms: Vec<Candidate> = (0..4).map(candidate).collect();
         arms[3].eligible = false;
-        check(raw, &select_request(&arms, 1), true)
+        check(raw, &select_request(&arms, 1), true, Rounding::Host)
     }
 
     #[test]
@@ -175,7 +173,12 @@ mod tests {
         }
         let mut arms = [candidate(0), candidate(1)];
         arms.iter_mut().for_each(|arm| arm.eligible = true);
-        let single = check(raw(&[0, 1]), &select_request(&arms, 1), false);
+        let single = check(
+            raw(&[0, 1]),
+            &select_request(&arms, 1),
+            false,
+            Rounding::Host,
+        );
         assert_eq!(
             single,
             Err("it chose several arms without declaring that it may".to_owned())
@@ -225,6 +228,45 @@ mod tests {
     }
 
     #[test]
+    fn a_scheduler_draws_what_the_host_would_have_drawn() {
+        use llmpick_core::{ScheduleRequest, ScheduledArm, Scheduler};
+        let arms: Vec<Candidate> = (0..4).map(candidate).collect();
+        for seed in 0..500 {
+            let ask = || RawDecision {
+                marginals: vec![0.9, 0.3, 0.5, 0.3],
+                ..raw(&[])
+            };
+            let request = select_request(&arms, seed);
+            let Ok(here) = check(ask(), &request, true, Rounding::Host) else {
+                panic!("these can be rounded");
+            };
+            let Ok(open) = check(ask(), &request, true, Rounding::Caller) else {
+                panic!("these can be handed on");
+            };
+            assert!(open.choices.is_empty() && open.marginals == here.marginals);
+            let scheduled: Vec<ScheduledArm> = arms
+                .iter()
+                .zip(&open.marginals)
+                .map(|(arm, &marginal)| ScheduledArm {
+                    id: arm.id.clone(),
+                    eligible: arm.eligible,
+                    marginal,
+                })
+                .collect();
+            let drawn = crate::LocalScheduler.schedule(&ScheduleRequest {
+                route_id: request.route_id,
+                seed,
+                stream: "",
+                arms: &scheduled,
+                mode: open.mode,
+                max_arms: 2,
+                time_budget: request.time_budget,
+            });
+            assert_eq!(drawn.map(|s| s.choices), Ok(here.choices));
+        }
+    }
+
+    #[test]
     fn rounding_keeps_the_marginals() {
         let arms: Vec<Candidate> = (0..4).map(candidate).collect();
         let marginals = [0.9, 0.3, 0.5, 0.3];
@@ -235,7 +277,7 @@ mod tests {
                 marginals: marginals.to_vec(),
                 ..raw(&[])
             };
-            let decision = check(ask, &select_request(&arms, seed), true);
+            let decision = check(ask, &select_request(&arms, seed), true, Rounding::Host);
             for index in decision.map(|d| d.choices).unwrap_or_default() {
                 runs[index as usize] += 1.0 / rounds as f64;
             }

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::call::CallError;
 use crate::instance::RouterInstance;
 use crate::library::RouterTable;
-use crate::{PluginInfo, verdict};
+use crate::{PluginInfo, Rounding, verdict};
 
 /// Feedbacks after which a state of our own is taken, so that the tail stays short.
 const TAIL: usize = 512;
@@ -22,6 +22,7 @@ pub(crate) struct Blueprint {
     pub table: RouterTable,
     pub config: Value,
     pub max_snapshot_bytes: usize,
+    pub rounding: Rounding,
 }
 
 impl Blueprint {
@@ -103,7 +104,7 @@ impl Worker {
             _ => Fail::Fault(error.message),
         })?;
         let multi_select = self.blueprint.info.has(abi::CAP_MULTI_SELECT);
-        verdict::check(raw, request, multi_select).map_err(Fail::Fault)
+        verdict::check(raw, request, multi_select, self.blueprint.rounding).map_err(Fail::Fault)
     }
 
     /// Learns. A router that does not care about a feedback (an arm it does not know, say)

@@ -34,6 +34,8 @@ impl Clock for StillClock {
 pub enum Habit {
     /// These arms, in this mode.
     Plan(Vec<u32>, Mode),
+    /// No arms, but marginals for a scheduler.
+    Share(Vec<f64>),
     /// One eligible arm that depends on seed and state.
     Wander,
     /// Breaks.
@@ -75,7 +77,12 @@ impl Router for Tester {
         let eligible = (0..request.candidates.len())
             .filter(|i| request.candidates[*i].eligible)
             .map(|i| i as u32);
+        let mut marginals = Vec::new();
         let (choices, mode) = match &self.habit {
+            Habit::Share(shares) => {
+                marginals.clone_from(shares);
+                (Vec::new(), request.allowed_modes[0])
+            }
             Habit::Plan(choices, mode) => (choices.clone(), *mode),
             Habit::Wander => {
                 let eligible: Vec<u32> = eligible.collect();
@@ -90,7 +97,7 @@ impl Router for Tester {
             choices,
             mode,
             propensity: f64::NAN,
-            marginals: Vec::new(),
+            marginals,
             reason: "habit".into(),
             source: DecisionSource::Router,
         })
