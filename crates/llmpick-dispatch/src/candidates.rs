@@ -5,10 +5,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use llmpick_core::{Arm, ArmId, Backend, Candidate, NanoDollars, Price, Prompt, Usage};
+use llmpick_core::{
+    Arm, ArmId, Backend, Candidate, GenerateRequest, NanoDollars, Price, Prompt, Usage,
+};
 use llmpick_ledger::{CandidateRecord, Measured};
 
-use crate::{DispatchSettings, RouteRequest};
+use crate::DispatchSettings;
 
 /// A local call may run so much longer than measured: other programs use the machine too.
 const SLOWER: f64 = 2.0;
@@ -56,17 +58,26 @@ pub(crate) struct Estimate {
 }
 
 impl Estimate {
-    pub(crate) fn of(request: &RouteRequest) -> Self {
-        let bytes = u32::try_from(request.generate.prompt.len()).unwrap_or(u32::MAX);
-        let messages = match &request.generate.prompt {
+    pub(crate) fn of(generate: &GenerateRequest) -> Self {
+        let bytes = u32::try_from(generate.prompt.len()).unwrap_or(u32::MAX);
+        let messages = match &generate.prompt {
             Prompt::Chat(messages) => u32::try_from(messages.len()).unwrap_or(u32::MAX),
             Prompt::Text(_) => 1,
         };
         Self {
             prompt: bytes.div_ceil(4).saturating_add(messages.saturating_mul(4)),
             prompt_max: bytes.saturating_add(messages.saturating_mul(16).saturating_add(64)),
-            new_max: request.generate.max_tokens,
+            new_max: generate.max_tokens,
         }
+    }
+
+    /// The longest of several.
+    pub(crate) fn longest(estimates: impl Iterator<Item = Self>) -> Option<Self> {
+        estimates.reduce(|a, b| Self {
+            prompt: a.prompt.max(b.prompt),
+            prompt_max: a.prompt_max.max(b.prompt_max),
+            new_max: a.new_max.max(b.new_max),
+        })
     }
 
     /// Most tokens that this arm may generate.
@@ -111,6 +122,38 @@ pub(crate) fn candidatures(
         })
         .collect();
     admit_largest_context(&mut pool);
+    pool
+}
+
+/// Describes each arm for a request whose parts are dealt over up to `arms` of them: `parts` holds
+/// each arm as it is for each part. An arm has to be able to take any of the parts, and is
+/// expected to get its share of them.
+pub(crate) fn for_share(parts: &[Vec<Candidature>], arms: u32) -> Vec<Candidature> {
+    let Some((first, rest)) = parts.split_first() else {
+        return Vec::new();
+    };
+    let mut pool = first.clone();
+    let arms = pool.len().min(arms as usize).max(1);
+    let share = parts.len().div_ceil(arms);
+    for (place, arm) in pool.iter_mut().enumerate() {
+        for other in rest.iter().filter_map(|part| part.get(place)) {
+            let (sum, one) = (&mut arm.candidate, &other.candidate);
+            sum.est_cost += one.est_cost;
+            // Unknown stays unknown.
+            sum.cost_max = match sum.cost_max.is_nan() || one.cost_max.is_nan() {
+                true => f64::NAN,
+                false => sum.cost_max.max(one.cost_max),
+            };
+            arm.bound = arm.bound.max(other.bound);
+            if arm.unfit.is_none() {
+                arm.unfit.clone_from(&other.unfit);
+            }
+        }
+        arm.candidate.est_cost *= share as f64 / parts.len() as f64;
+        arm.candidate.cost_max *= share as f64;
+        arm.bound = (0..share).map(|_| arm.bound).sum();
+        arm.candidate.eligible = arm.unfit.is_none();
+    }
     pool
 }
 
@@ -278,17 +321,17 @@ impl fmt::Display for Unfit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use llmpick_core::{GenerateRequest, Locality};
+    use llmpick_core::Locality;
     use llmpick_testkit::{Answer, FakeBackend};
 
     fn describe(backend: FakeBackend, known: Measured) -> Candidature {
-        let mut request = RouteRequest::new(GenerateRequest::new(Prompt::Text("x".repeat(400))));
-        request.generate.max_tokens = Some(50);
+        let mut generate = GenerateRequest::new(Prompt::Text("x".repeat(400)));
+        generate.max_tokens = Some(50);
         let id = backend.arm().id.clone();
         let pool = candidatures(
             &[Arc::new(backend)],
             &HashMap::from([(id, known)]),
-            Estimate::of(&request),
+            Estimate::of(&generate),
             &Purse::default(),
             &DispatchSettings::default(),
         );

@@ -22,10 +22,11 @@ use crate::drive::drive;
 use crate::grade::Jury;
 use crate::learner::Learner;
 use crate::plan::{Plan, Pool, plan, runnable};
+use crate::task::Task;
 use crate::work::{Called, Streaming};
 use crate::{
     Clock, DispatchError, DispatchSettings, Measured, RouteEvent, RouteRequest, RouteStream,
-    RouteSummary,
+    RouteSummary, TaskEvent, TaskStream,
 };
 
 /// What dispatch is made of. It knows none of the parts by name.
@@ -119,6 +120,7 @@ impl Dispatch {
         self: &Arc<Self>,
         request: RouteRequest,
     ) -> Result<RouteStream, DispatchError> {
+        no_parts(&request)?;
         let arrived = self.clock.monotonic();
         let deadline = deadline(&request);
         let (plan, request) = self.plan(request).await?;
@@ -147,6 +149,40 @@ impl Dispatch {
         Ok(RouteStream::new(route_id, events))
     }
 
+    /// Deals the parts of a request over the arms of a plan and runs them at the same time: a
+    /// remote arm works on several at once, a local one on one after the other. Part *i* goes to
+    /// the arm at place *i* mod *n* of a plan of *n* arms, and to one other arm if that one fails.
+    /// Resolves once the money of all parts is set aside; failures of parts come through the
+    /// stream.
+    ///
+    /// # Errors
+    /// A request without parts or with parts that make no sense, no eligible arm, or a budget that
+    /// does not allow it.
+    pub async fn task(
+        self: &Arc<Self>,
+        request: RouteRequest,
+    ) -> Result<TaskStream, DispatchError> {
+        if request.parts.is_empty() {
+            return Err(DispatchError::InvalidRequest(
+                "there are no parts to deal over arms".into(),
+            ));
+        }
+        let arrived = self.clock.monotonic();
+        let deadline = deadline(&request);
+        let (plan, request) = self.plan(request).await?;
+        let route_id = plan.open.id;
+        let (sender, events) = mpsc::channel(EVENTS_AHEAD);
+        let dispatch = Arc::clone(self);
+        tokio::spawn(async move {
+            let task = Task::new(&dispatch, plan, request, arrived, deadline, sender.clone());
+            let ended = task.run().await;
+            // Nobody may be listening any more.
+            let _ = sender.send(ended.map(TaskEvent::Finished)).await;
+            dispatch.learn().await;
+        });
+        Ok(TaskStream::new(route_id, events))
+    }
+
     /// The whole loop, with each arm's work done (or looked up) by the caller. Latencies in the
     /// summary are the sums of what the caller measured.
     ///
@@ -161,6 +197,7 @@ impl Dispatch {
         F: Fn(ArmId) -> Fut,
         Fut: Future<Output = Result<Measured, BackendError>>,
     {
+        no_parts(&meta)?;
         let arrived = self.clock.monotonic();
         let mut work = Called {
             work,
@@ -397,6 +434,16 @@ impl Drop for Busy {
 
 fn deadline(request: &RouteRequest) -> Option<Instant> {
     Instant::now().checked_add(request.max_latency?)
+}
+
+/// Refuses what only [`Dispatch::task`] can run.
+fn no_parts(request: &RouteRequest) -> Result<(), DispatchError> {
+    match request.parts.is_empty() {
+        true => Ok(()),
+        false => Err(DispatchError::InvalidRequest(
+            "a request with parts is a task, and has many answers".into(),
+        )),
+    }
 }
 
 fn check(settings: &DispatchSettings) -> Result<(), DispatchError> {

@@ -21,7 +21,7 @@ use crate::work::{Answer, Ended, Work};
 use crate::{Attempt, Dispatch, DispatchError, RouteRequest, RouteSummary, fallback};
 
 /// The score that ends a cascade where neither request nor settings say.
-const USUAL_THRESHOLD: f64 = 0.5;
+pub(crate) const USUAL_THRESHOLD: f64 = 0.5;
 /// Who graded an answer that came with its score.
 const CALLER: &str = "caller";
 
@@ -187,12 +187,10 @@ impl<'a, W: Work> Run<'a, W> {
         self.write(move |open| open.start(&described, bound, prompt))
             .await?;
         let began = self.dispatch.clock.monotonic();
-        let open = self.open.as_mut().ok_or(DispatchError::Stopped)?;
+        let open = self.open.as_ref().ok_or(DispatchError::Stopped)?;
         let call = open.call().ok_or(DispatchError::Stopped)?;
-        let ended = self
-            .work
-            .attempt(&arm.backend, self.live, &mut call.progress)
-            .await;
+        let meter = Arc::clone(&call.meter);
+        let ended = self.work.attempt(&arm.backend, self.live, &meter).await;
         match ended {
             // The open route is dropped with this run, and closes itself as cancelled.
             Ended::Cancelled => Err(self.cancelled().await),
@@ -244,7 +242,7 @@ impl<'a, W: Work> Run<'a, W> {
             false => OutcomeKind::Error,
         };
         let elapsed = self.dispatch.clock.monotonic().saturating_sub(began);
-        let open = self.open.as_mut().ok_or(DispatchError::Stopped)?;
+        let open = self.open.as_ref().ok_or(DispatchError::Stopped)?;
         let route_id = open.id;
         let call = open.call().ok_or(DispatchError::Stopped)?;
         let mut end = call.broken_off(elapsed, outcome, Some(explain(&error)));
@@ -512,7 +510,7 @@ fn grade_late(
     });
 }
 
-fn attempt(arm: &ArmId, end: &CallEnd) -> Attempt {
+pub(crate) fn attempt(arm: &ArmId, end: &CallEnd) -> Attempt {
     Attempt {
         arm: arm.clone(),
         outcome: end.outcome,
@@ -526,7 +524,7 @@ fn attempt(arm: &ArmId, end: &CallEnd) -> Attempt {
 }
 
 /// False where the request asked for what this arm is not made for: nothing to learn from.
-fn is_the_arms_doing(error: &BackendError) -> bool {
+pub(crate) fn is_the_arms_doing(error: &BackendError) -> bool {
     !matches!(
         error,
         BackendError::ContextExceeded { .. }

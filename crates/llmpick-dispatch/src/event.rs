@@ -65,6 +65,110 @@ pub struct RouteSummary {
     pub source: DecisionSource,
 }
 
+/// One step of a request with parts.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TaskEvent {
+    /// An arm starts on a part. Comes again when another arm takes the part over.
+    Started {
+        /// The part, from 0.
+        part: usize,
+        /// Its name.
+        name: String,
+        /// Who works on it.
+        arm: ArmId,
+    },
+    /// A part is answered and graded, or nobody could.
+    Ended(PartSummary),
+    /// The end. Everything in it is in the ledger by now.
+    Finished(TaskSummary),
+}
+
+/// How a request with parts went. A part that failed is no error of the request: it is reported
+/// here, and `success` says what it means in this mode.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TaskSummary {
+    /// The request's number in the ledger.
+    pub route_id: RouteId,
+    /// `sum_up` or `all_in`.
+    pub mode: Mode,
+    /// `sum_up`: at least one part was answered. `all_in`: every part was answered, and none was
+    /// graded below the acceptance threshold.
+    pub success: bool,
+    /// Why there is no success, with the names of the parts, for people.
+    pub failure: Option<String>,
+    /// The parts, in the order of the request.
+    pub parts: Vec<PartSummary>,
+    /// The sum of the parts' scores, which `sum_up` is about; `None` when nothing was graded.
+    pub score_sum: Option<f64>,
+    /// Tokens of all attempts.
+    pub usage: Usage,
+    /// What all attempts cost together.
+    pub cost: NanoDollars,
+    /// From the request's arrival to the end of its last part.
+    pub latency: Duration,
+    /// The arms that the parts were dealt over, in the plan's order.
+    pub arms: Vec<ArmId>,
+    /// Who decided.
+    pub source: DecisionSource,
+}
+
+/// How one part went.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PartSummary {
+    /// Which, from 0.
+    pub part: usize,
+    /// Its name.
+    pub name: String,
+    /// Who answered; `None` when nobody did.
+    pub arm: Option<ArmId>,
+    /// The answer, empty when there is none.
+    pub text: String,
+    /// Why the answer ended.
+    pub reason: Option<FinishReason>,
+    /// Its grade; `None` when nothing could grade it.
+    pub score: Option<Score>,
+    /// Answered, and not graded below the acceptance threshold.
+    pub accepted: bool,
+    /// What its attempts cost together.
+    pub cost: NanoDollars,
+    /// From the request's arrival to this part's end, waiting for its arm included.
+    pub latency: Duration,
+    /// Every arm that tried it, in order.
+    pub attempts: Vec<Attempt>,
+    /// Why nobody answered, for people.
+    pub error: Option<String>,
+}
+
+/// The events of one request with parts. Dropping it cancels what still runs; what ran until
+/// then is paid for and recorded.
+#[derive(Debug)]
+pub struct TaskStream {
+    route_id: RouteId,
+    events: mpsc::Receiver<Result<TaskEvent, DispatchError>>,
+}
+
+impl TaskStream {
+    pub(crate) fn new(
+        route_id: RouteId,
+        events: mpsc::Receiver<Result<TaskEvent, DispatchError>>,
+    ) -> Self {
+        Self { route_id, events }
+    }
+
+    /// The request's number in the ledger.
+    pub fn route_id(&self) -> RouteId {
+        self.route_id
+    }
+}
+
+impl Stream for TaskStream {
+    type Item = Result<TaskEvent, DispatchError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.events.poll_recv(cx)
+    }
+}
+
 /// One arm's try.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Attempt {

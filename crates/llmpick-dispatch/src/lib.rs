@@ -17,12 +17,15 @@ mod open;
 mod plan;
 mod request;
 mod settings;
+mod task;
 mod work;
 
 pub use clock::{Clock, SystemClock};
 pub use dispatch::{Dispatch, Parts, Planned};
 pub use error::DispatchError;
-pub use event::{Attempt, RouteEvent, RouteStream, RouteSummary};
+pub use event::{
+    Attempt, PartSummary, RouteEvent, RouteStream, RouteSummary, TaskEvent, TaskStream, TaskSummary,
+};
 pub use llmpick_ledger::{ArmStats, RouteRecord, StatsFilter};
-pub use request::{Measured, RouteRequest, Target};
+pub use request::{Measured, Part, RouteRequest, Target};
 pub use settings::DispatchSettings;

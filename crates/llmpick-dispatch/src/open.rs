@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use llmpick_core::{Arm, Decision, NanoDollars, OutcomeKind, Price, RouteId, Usage};
 use llmpick_ledger::{
-    CallEnd, CallId, CandidateRecord, LedgerError, Reservation, Reserved, RouteEnd, RouteStatus,
-    ScoredCall,
+    CallEnd, CallId, CandidateRecord, LedgerError, NewPart, PartCall, PartEnd, Reservation,
+    Reserved, RouteEnd, RouteStatus, ScoredCall,
 };
+use parking_lot::Mutex;
 use tracing::error;
 
 use crate::Dispatch;
@@ -21,8 +22,8 @@ use crate::grade::Grade;
 pub(crate) struct OpenRoute {
     dispatch: Arc<Dispatch>,
     pub(crate) id: RouteId,
-    /// The call that runs, and what is known of it so far.
-    call: Option<OpenCall>,
+    /// The calls that run: one at a time, or one for each part that is at work.
+    calls: Vec<OpenCall>,
     /// Attempts so far; the next call's place.
     attempts: u32,
     /// Places for which money is set aside.
@@ -36,8 +37,11 @@ pub(crate) struct OpenCall {
     pub(crate) id: CallId,
     price: Price,
     started: Duration,
-    pub(crate) progress: Progress,
+    pub(crate) meter: Meter,
 }
+
+/// What has been seen of a call so far, shared between who counts and who pays.
+pub(crate) type Meter = Arc<Mutex<Progress>>;
 
 /// What has been seen of a call that has not ended: the bill if it is broken off.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -57,7 +61,7 @@ impl OpenRoute {
             _busy: dispatch.busy(),
             dispatch,
             id,
-            call: None,
+            calls: Vec::new(),
             attempts: 0,
             reserved: 0,
             closed: false,
@@ -72,6 +76,11 @@ impl OpenRoute {
         self.dispatch
             .ledger
             .record_decision(self.id, candidates, decision)
+    }
+
+    /// Records the parts of the request.
+    pub(crate) fn parts(&self, parts: &[NewPart]) -> Result<(), LedgerError> {
+        self.dispatch.ledger.record_parts(self.id, parts)
     }
 
     /// Sets money aside for the next attempts that have none yet, one amount each.
@@ -112,33 +121,61 @@ impl OpenRoute {
             .ledger
             .start_call(self.id, self.attempts, &arm.id, bound, now)?;
         self.attempts += 1;
-        self.call = Some(OpenCall {
-            id,
-            price: arm.price,
-            started: dispatch.clock.monotonic(),
-            progress: Progress {
-                prompt_tokens,
-                ..Progress::default()
-            },
-        });
+        self.calls.push(open_call(dispatch, id, arm, prompt_tokens));
         Ok(())
     }
 
+    /// Where the money of the next call stands that has none yet: after all that were reserved.
+    pub(crate) fn next_position(&self) -> u32 {
+        self.reserved
+    }
+
+    /// Starts a call for one part, at the place where its money was set aside.
+    pub(crate) fn start_part(
+        &mut self,
+        position: u32,
+        of: PartCall,
+        arm: &Arm,
+        bound: NanoDollars,
+        prompt_tokens: u32,
+    ) -> Result<(CallId, Meter), LedgerError> {
+        let dispatch = &self.dispatch;
+        let now = dispatch.clock.unix_ms();
+        let id = dispatch
+            .ledger
+            .start_part_call(self.id, position, of, &arm.id, bound, now)?;
+        let call = open_call(dispatch, id, arm, prompt_tokens);
+        let meter = Arc::clone(&call.meter);
+        self.calls.push(call);
+        Ok((id, meter))
+    }
+
     /// The call that runs.
-    pub(crate) fn call(&mut self) -> Option<&mut OpenCall> {
-        self.call.as_mut()
+    pub(crate) fn call(&self) -> Option<&OpenCall> {
+        self.calls.last()
+    }
+
+    /// One of the calls that run.
+    pub(crate) fn call_of(&self, id: CallId) -> Option<&OpenCall> {
+        self.calls.iter().find(|call| call.id == id)
     }
 
     /// Settles the call that runs.
     pub(crate) fn end(&mut self, end: &CallEnd) -> Result<Option<CallId>, LedgerError> {
-        let Some(call) = self.call.take() else {
-            return Ok(None);
-        };
-        let ended = self.dispatch.ledger.end_call(call.id, end);
+        match self.call().map(|call| call.id) {
+            Some(id) => self.end_call(id, end).map(|()| Some(id)),
+            None => Ok(None),
+        }
+    }
+
+    /// Settles one of the calls that run.
+    pub(crate) fn end_call(&mut self, id: CallId, end: &CallEnd) -> Result<(), LedgerError> {
+        self.calls.retain(|call| call.id != id);
+        let ended = self.dispatch.ledger.end_call(id, end);
         if let Err(error) = &ended {
             error!(route = %self.id, %error, "call was not recorded");
         }
-        ended.map(|()| Some(call.id))
+        ended
     }
 
     /// Writes the end of the route.
@@ -149,7 +186,24 @@ impl OpenRoute {
         accepted: Option<bool>,
         grades: Vec<(CallId, Grade)>,
     ) -> Result<(), LedgerError> {
+        self.close(status, answered, accepted, grades, &[])
+    }
+
+    /// Writes the end of the route, and of its parts. Calls that still run are broken off.
+    pub(crate) fn close(
+        &mut self,
+        status: RouteStatus,
+        answered: Option<CallId>,
+        accepted: Option<bool>,
+        grades: Vec<(CallId, Grade)>,
+        parts: &[PartEnd],
+    ) -> Result<(), LedgerError> {
         self.closed = true;
+        for call in std::mem::take(&mut self.calls) {
+            let elapsed = self.dispatch.clock.monotonic().saturating_sub(call.started);
+            let end = call.broken_off(elapsed, OutcomeKind::Cancelled, None);
+            self.dispatch.ledger.end_call(call.id, &end)?;
+        }
         let scores = grades
             .into_iter()
             .map(|(call, grade)| ScoredCall {
@@ -158,30 +212,27 @@ impl OpenRoute {
                 scorer: grade.scorer,
             })
             .collect();
-        self.dispatch.ledger.finish_route(&RouteEnd {
+        let end = RouteEnd {
             route: self.id,
             at_ms: self.dispatch.clock.unix_ms(),
             status,
             answered,
             accepted,
             scores,
-        })
+        };
+        self.dispatch.ledger.finish_parts(&end, parts)
     }
+}
 
-    fn cancel(&mut self) -> Result<(), LedgerError> {
-        if let Some(call) = self.call.take() {
-            let elapsed = self.dispatch.clock.monotonic().saturating_sub(call.started);
-            let end = call.broken_off(elapsed, OutcomeKind::Cancelled, None);
-            self.dispatch.ledger.end_call(call.id, &end)?;
-        }
-        self.dispatch.ledger.finish_route(&RouteEnd {
-            route: self.id,
-            at_ms: self.dispatch.clock.unix_ms(),
-            status: RouteStatus::Cancelled,
-            answered: None,
-            accepted: None,
-            scores: Vec::new(),
-        })
+fn open_call(dispatch: &Dispatch, id: CallId, arm: &Arm, prompt_tokens: u32) -> OpenCall {
+    OpenCall {
+        id,
+        price: arm.price,
+        started: dispatch.clock.monotonic(),
+        meter: Arc::new(Mutex::new(Progress {
+            prompt_tokens,
+            ..Progress::default()
+        })),
     }
 }
 
@@ -195,14 +246,15 @@ impl OpenCall {
         outcome: OutcomeKind,
         error: Option<String>,
     ) -> CallEnd {
-        let silent = self.progress.completion_tokens == 0;
+        let progress = *self.meter.lock();
+        let silent = progress.completion_tokens == 0;
         let free = silent && outcome == OutcomeKind::Error;
         let usage = match free {
             true => Usage::default(),
             false => Usage {
-                prompt_tokens: self.progress.prompt_tokens,
+                prompt_tokens: progress.prompt_tokens,
                 cached_tokens: 0,
-                completion_tokens: self.progress.completion_tokens,
+                completion_tokens: progress.completion_tokens,
             },
         };
         // How long the device worked is unknown from outside; the whole time is its upper bound.
@@ -212,7 +264,7 @@ impl OpenCall {
             learn: true,
             usage,
             latency: elapsed,
-            ttft: self.progress.ttft,
+            ttft: progress.ttft,
             busy,
             prefill: Duration::ZERO,
             load: Duration::ZERO,
@@ -224,9 +276,10 @@ impl OpenCall {
 
 impl Drop for OpenRoute {
     fn drop(&mut self) {
-        if !self.closed
-            && let Err(error) = self.cancel()
-        {
+        if self.closed {
+            return;
+        }
+        if let Err(error) = self.close(RouteStatus::Cancelled, None, None, Vec::new(), &[]) {
             // The next program that opens the ledger closes it.
             error!(route = %self.id, %error, "cancelled route was not recorded");
         }

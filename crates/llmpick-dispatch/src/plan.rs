@@ -4,16 +4,21 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use llmpick_core::{
-    Backend, Candidate, Decision, DecisionSource, Mode, NanoDollars, RouteId, ScheduleRequest,
-    ScheduledArm, Scheduler, SelectRequest,
+    Backend, Candidate, Decision, DecisionSource, Mode, NanoDollars, Prompt, RouteId,
+    ScheduleRequest, ScheduledArm, Scheduler, SelectRequest,
 };
-use llmpick_ledger::{LedgerError, NewRoute, Reserved, RouteLimits, RouteStatus, prompt_hash};
+use llmpick_ledger::{
+    LedgerError, NewPart, NewRoute, Reserved, RouteLimits, RouteStatus, prompt_hash,
+};
 use sha2::{Digest, Sha256};
 
-use crate::candidates::{Candidature, Estimate, Purse, Unfit, candidatures};
+use crate::candidates::{Candidature, Estimate, Purse, Unfit, candidatures, for_share};
 use crate::grade::Jury;
 use crate::open::OpenRoute;
-use crate::{Dispatch, DispatchError, RouteRequest, Target, fallback};
+use crate::{Dispatch, DispatchError, Part, RouteRequest, Target, fallback};
+
+/// Most parts of one request: each has its own calls in the ledger and its own money.
+pub(crate) const MAX_PARTS: usize = 256;
 
 /// A decided route.
 pub(crate) struct Plan {
@@ -27,6 +32,26 @@ pub(crate) struct Plan {
     pub(crate) estimate: Estimate,
     pub(crate) jury: Jury,
     pub(crate) pinned: bool,
+    /// The parts of the request and who gets each; empty for a plain request.
+    pub(crate) parts: Vec<PlannedPart>,
+}
+
+/// A part with what it may cost and who gets it.
+pub(crate) struct PlannedPart {
+    pub(crate) estimate: Estimate,
+    pub(crate) jury: Jury,
+    /// The most it can cost on each arm of the pool.
+    pub(crate) bounds: Vec<Bound>,
+    /// The arm it is dealt to, as an index into the pool.
+    pub(crate) arm: usize,
+}
+
+/// The most that a call can cost.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Bound {
+    pub(crate) amount: NanoDollars,
+    /// False where the arm was never measured and the amount is only assumed.
+    pub(crate) known: bool,
 }
 
 impl Plan {
@@ -82,10 +107,21 @@ pub(crate) fn plan(
             .or(dispatch.settings.scorer.as_deref()),
     )?;
     let (pool, pinned) = pool(dispatch, request)?;
-    let estimate = Estimate::of(request);
     let purse = purse(dispatch, request)?;
     let measured = dispatch.ledger.measured()?;
-    let described = candidatures(&pool.arms, &measured, estimate, &purse, &dispatch.settings);
+    let describe =
+        |estimate| candidatures(&pool.arms, &measured, estimate, &purse, &dispatch.settings);
+    let parts = parts(dispatch, request, describe)?;
+    let estimate = Estimate::longest(parts.iter().map(|(part, _)| part.estimate))
+        .unwrap_or_else(|| Estimate::of(&request.generate));
+    let described = match parts.is_empty() {
+        true => describe(estimate),
+        false => {
+            let each: Vec<_> = parts.iter().map(|(_, pool)| pool.clone()).collect();
+            for_share(&each, max_arms(dispatch, request, &modes))
+        }
+    };
+    let parts = parts.into_iter().map(|(part, _)| part).collect();
     let limits = limits(dispatch, request, &modes, &pool, estimate, &described)?;
 
     // Learning goes on in the ledger's order, and so does deciding: one request at a time.
@@ -93,11 +129,8 @@ pub(crate) fn plan(
     learner.catch_up(&dispatch.ledger)?;
     let (id, seed) = dispatch.ledger.begin_route(&NewRoute {
         at_ms: dispatch.clock.unix_ms(),
-        prompt_hash: prompt_hash(&request.generate.prompt.text()),
-        prompt: dispatch
-            .settings
-            .keep_prompts
-            .then(|| request.generate.prompt.text()),
+        prompt_hash: prompt_hash(&request.text()),
+        prompt: dispatch.settings.keep_prompts.then(|| request.text()),
         context: request.context.clone(),
         session: request.session.clone(),
         target: target(&request.target),
@@ -108,9 +141,12 @@ pub(crate) fn plan(
         limits: limits.clone(),
     })?;
     let open = OpenRoute::new(Arc::clone(dispatch), id);
+    if !request.parts.is_empty() {
+        open.parts(&new_parts(dispatch, request))?;
+    }
     let candidates: Vec<Candidate> = described.iter().map(|c| c.candidate.clone()).collect();
     let shows_prompt = !pinned && learner.needs().prompt;
-    let prompt = shows_prompt.then(|| request.generate.prompt.text());
+    let prompt = shows_prompt.then(|| request.text());
     let select = SelectRequest {
         route_id: id,
         seed,
@@ -153,8 +189,12 @@ pub(crate) fn plan(
         estimate,
         jury,
         pinned,
+        parts,
     };
-    reserve(plan, request.max_cost)
+    match plan.parts.is_empty() {
+        true => reserve(plan, request.max_cost),
+        false => deal(plan, request.max_cost),
+    }
 }
 
 /// Asks the router; whatever it does wrong, an eligible arm is found if there is one.
@@ -343,14 +383,136 @@ fn reserve(mut plan: Plan, max_cost: Option<NanoDollars>) -> Result<Plan, Dispat
     }
 }
 
+/// Deals the parts over the arms of the plan, one after the other in turn, and sets the money of
+/// all of them aside. The plan is shortened from its end until it fits the request's limit and
+/// the budgets: fewer arms then get more parts each.
+fn deal(mut plan: Plan, max_cost: Option<NanoDollars>) -> Result<Plan, DispatchError> {
+    let mut order: Vec<usize> = plan.decision.choices.iter().map(|c| *c as usize).collect();
+    order.truncate(plan.parts.len());
+    loop {
+        for (part, arm) in plan.parts.iter_mut().zip(order.iter().cycle()) {
+            part.arm = *arm;
+        }
+        let bounds: Vec<Bound> = plan.parts.iter().filter_map(PlannedPart::bound).collect();
+        let amounts: Vec<NanoDollars> = bounds.iter().map(|bound| bound.amount).collect();
+        let needed: NanoDollars = amounts.iter().copied().sum();
+        // An assumed bound is far too high for most, and shuts nobody out of a request.
+        let known = bounds.iter().all(|bound| bound.known);
+        let short = match max_cost.filter(|limit| needed > *limit && (known || order.len() > 1)) {
+            Some(left) => Some(("max_cost".to_owned(), left)),
+            None => match plan.open.reserve(&amounts)? {
+                Reserved::Granted => None,
+                Reserved::Short { key, left } => Some((key, left)),
+            },
+        };
+        match short {
+            None => {
+                plan.order = order;
+                return Ok(plan);
+            }
+            Some(_) if order.len() > 1 => {
+                order.pop();
+            }
+            Some((key, left)) => {
+                plan.open
+                    .finish(RouteStatus::Refused, None, None, Vec::new())?;
+                return Err(DispatchError::Budget { key, needed, left });
+            }
+        }
+    }
+}
+
+impl PlannedPart {
+    /// The most it can cost where it was dealt to.
+    fn bound(&self) -> Option<Bound> {
+        self.bounds.get(self.arm).copied()
+    }
+}
+
+/// Each part with the arms as they are for it.
+fn parts(
+    dispatch: &Dispatch,
+    request: &RouteRequest,
+    describe: impl Fn(Estimate) -> Vec<Candidature>,
+) -> Result<Vec<(PlannedPart, Vec<Candidature>)>, DispatchError> {
+    check_parts(request)?;
+    let part = |part: &Part| {
+        let named = part.scorer.as_deref().or(request.scorer.as_deref());
+        let named = named.or(dispatch.settings.scorer.as_deref());
+        let estimate = Estimate::of(&request.generate_part(part));
+        let pool = describe(estimate);
+        let bound = |c: &Candidature| Bound {
+            amount: c.bound,
+            known: !c.candidate.cost_max.is_nan(),
+        };
+        let planned = PlannedPart {
+            estimate,
+            jury: Jury::new(&dispatch.scorers, named)?,
+            bounds: pool.iter().map(bound).collect(),
+            arm: 0,
+        };
+        Ok((planned, pool))
+    };
+    request.parts.iter().map(part).collect()
+}
+
+/// Refuses parts that could not be told apart or asked.
+fn check_parts(request: &RouteRequest) -> Result<(), DispatchError> {
+    let refuse = |why: String| Err(DispatchError::InvalidRequest(why));
+    if request.parts.is_empty() {
+        return Ok(());
+    }
+    if request.parts.len() > MAX_PARTS {
+        return refuse(format!(
+            "a request has at most {MAX_PARTS} parts, and this one has {}",
+            request.parts.len()
+        ));
+    }
+    if matches!(request.generate.prompt, Prompt::Text(_)) {
+        return refuse("parts are conversations, and go with no plain text before them".into());
+    }
+    let mut names = HashSet::new();
+    for (place, part) in request.parts.iter().enumerate() {
+        if part.name.is_empty() {
+            return refuse(format!("part {} has no name", place + 1));
+        }
+        if !names.insert(&part.name) {
+            return refuse(format!("two parts are named `{}`", part.name));
+        }
+        if part
+            .messages
+            .iter()
+            .all(|message| message.content.trim().is_empty())
+        {
+            return refuse(format!("the part `{}` asks nothing", part.name));
+        }
+    }
+    Ok(())
+}
+
+fn new_parts(dispatch: &Dispatch, request: &RouteRequest) -> Vec<NewPart> {
+    let part = |part: &Part| {
+        let text = Prompt::Chat(part.messages.clone()).text();
+        NewPart {
+            name: part.name.clone(),
+            prompt_hash: prompt_hash(&text),
+            prompt: dispatch.settings.keep_prompts.then_some(text),
+        }
+    };
+    request.parts.iter().map(part).collect()
+}
+
 /// Modes this request may run in.
 fn modes(dispatch: &Dispatch, request: &RouteRequest) -> Result<Vec<Mode>, DispatchError> {
-    match request.mode {
-        Some(mode) => {
-            runnable(mode)?;
-            Ok(vec![mode])
-        }
-        None => Ok(dispatch.settings.modes.clone()),
+    let deals = |mode: &Mode| matches!(mode, Mode::SumUp | Mode::AllIn);
+    match (request.mode, request.parts.is_empty()) {
+        (None, true) => Ok(dispatch.settings.modes.clone()),
+        (None, false) => Ok(vec![Mode::SumUp]),
+        (Some(mode), true) => runnable(mode).map(|()| vec![mode]),
+        (Some(mode), false) if deals(&mode) => Ok(vec![mode]),
+        (Some(_), false) => Err(DispatchError::InvalidRequest(
+            "a request with `parts` runs as sum_up or all_in".into(),
+        )),
     }
 }
 
@@ -362,7 +524,7 @@ pub(crate) fn runnable(mode: Mode) -> Result<(), DispatchError> {
         Mode::AllIn => "all_in",
     };
     Err(DispatchError::InvalidRequest(format!(
-        "the mode {name} needs a request with `parts`, which cannot be given yet; \
+        "the mode {name} needs a request with `parts`, as `llmpick task` makes; \
          use single or any_win"
     )))
 }
@@ -437,17 +599,11 @@ fn limits(
             "the cost budget is an amount of dollars from 0 on, not {bad}"
         )));
     }
-    let max_arms = request.max_arms.unwrap_or(dispatch.settings.max_arms);
-    if max_arms == 0 {
+    if request.max_arms == Some(0) {
         return Err(DispatchError::InvalidRequest(
             "max_arms is at least 1, not 0".into(),
         ));
     }
-    // Where only the first arm will run, the router need not spread its budget over more.
-    let max_arms = match modes {
-        [Mode::Single] => 1,
-        _ => max_arms,
-    };
     let ms = |time: std::time::Duration| time.as_secs_f64() * 1e3;
     Ok(RouteLimits {
         arms_epoch: pool.epoch,
@@ -458,6 +614,18 @@ fn limits(
         max_latency_ms: request.max_latency.map_or(f64::NAN, ms),
         min_score: request.min_score.map_or(f64::NAN, f64::from),
         cost_budget: cost_budget.unwrap_or(f64::NAN),
-        max_arms,
+        max_arms: max_arms(dispatch, request, modes),
     })
+}
+
+/// Most arms in the plan.
+fn max_arms(dispatch: &Dispatch, request: &RouteRequest, modes: &[Mode]) -> u32 {
+    let most = request.max_arms.unwrap_or(dispatch.settings.max_arms);
+    match modes {
+        // Where only the first arm will run, the router need not spread its budget over more.
+        [Mode::Single] => 1,
+        // Nor over more arms than there are parts.
+        _ if !request.parts.is_empty() => most.min(request.parts.len() as u32),
+        _ => most,
+    }
 }

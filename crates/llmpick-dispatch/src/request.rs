@@ -4,14 +4,20 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use llmpick_core::{ArmId, Backend, ContextKey, GenerateRequest, Mode, NanoDollars, Score, Usage};
+use llmpick_core::{
+    ArmId, Backend, ContextKey, GenerateRequest, Message, Mode, NanoDollars, Prompt, Score, Usage,
+};
 
 /// One request, with everything that bears on its route.
 #[derive(Clone, Debug)]
 pub struct RouteRequest {
     /// What to generate. A sampling seed of 0 means that none was named: dispatch then
-    /// derives one from the route's seed.
+    /// derives one from the route's seed. With parts, its prompt is what comes before each
+    /// part's own messages, such as a system message, and may be an empty conversation.
     pub generate: GenerateRequest,
+    /// What the request is made of, to be dealt over several arms by
+    /// [`Dispatch::task`](crate::Dispatch::task); empty for a plain request.
+    pub parts: Vec<Part>,
     /// Who may answer.
     pub target: Target,
     /// How arms work together; `None` lets the router choose among the modes of the settings.
@@ -45,6 +51,7 @@ impl RouteRequest {
     pub fn new(generate: GenerateRequest) -> Self {
         Self {
             generate,
+            parts: Vec::new(),
             target: Target::Auto,
             mode: None,
             max_arms: None,
@@ -60,6 +67,42 @@ impl RouteRequest {
             seed: None,
         }
     }
+
+    /// All the text that is asked, for hashing and for routers that need it.
+    pub(crate) fn text(&self) -> String {
+        let own = std::iter::once(self.generate.prompt.text());
+        let parts = self.parts.iter().flat_map(|part| &part.messages);
+        let texts: Vec<String> = own
+            .chain(parts.map(|message| message.content.clone()))
+            .filter(|text| !text.is_empty())
+            .collect();
+        texts.join("\n\n")
+    }
+
+    /// What one part's arm is asked.
+    pub(crate) fn generate_part(&self, part: &Part) -> GenerateRequest {
+        let before = match &self.generate.prompt {
+            Prompt::Chat(messages) => messages.clone(),
+            // Refused before anything is planned.
+            Prompt::Text(_) => Vec::new(),
+        };
+        let mut generate = self.generate.clone();
+        generate.prompt = Prompt::Chat(before.into_iter().chain(part.messages.clone()).collect());
+        generate
+    }
+}
+
+/// One part of a request: a question of its own, with its own grade.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    /// Its name, told apart from the other parts' by it; not empty.
+    pub name: String,
+    /// What is asked, after what all parts have in common; not empty.
+    pub messages: Vec<Message>,
+    /// The right answer, where one is known.
+    pub reference: Option<String>,
+    /// The scorer by name; `None` takes the request's.
+    pub scorer: Option<String>,
 }
 
 /// Who may answer.

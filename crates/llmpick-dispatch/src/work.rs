@@ -13,7 +13,7 @@ use llmpick_core::{
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::open::Progress;
+use crate::open::Meter;
 use crate::{Clock, DispatchError, Measured, RouteEvent};
 
 /// Who works. Its futures stop where they are when they are dropped.
@@ -26,12 +26,7 @@ pub(crate) trait Work {
     async fn chosen(&mut self, route: RouteId, arm: &ArmId, decision: &Decision);
 
     /// Makes one arm work to its end. `live`: content goes to the client as it comes.
-    async fn attempt(
-        &mut self,
-        backend: &Arc<dyn Backend>,
-        live: bool,
-        progress: &mut Progress,
-    ) -> Ended;
+    async fn attempt(&mut self, backend: &Arc<dyn Backend>, live: bool, meter: &Meter) -> Ended;
 
     /// Gives the client an answer that was held back. False when the client is gone.
     async fn release(&mut self, answer: &Answer) -> bool;
@@ -82,12 +77,7 @@ impl Work for Streaming {
         let _ = self.events.send(Ok(event)).await;
     }
 
-    async fn attempt(
-        &mut self,
-        backend: &Arc<dyn Backend>,
-        live: bool,
-        progress: &mut Progress,
-    ) -> Ended {
+    async fn attempt(&mut self, backend: &Arc<dyn Backend>, live: bool, meter: &Meter) -> Ended {
         let mut committed = false;
         let pump = pump(
             backend,
@@ -95,7 +85,7 @@ impl Work for Streaming {
             &self.clock,
             live.then_some(&self.events),
             &mut committed,
-            progress,
+            meter,
         );
         let ended = tokio::select! {
             biased;
@@ -132,13 +122,13 @@ impl Work for Streaming {
 }
 
 /// Runs a backend to its end, passing content on to `live` if it is given.
-async fn pump(
+pub(crate) async fn pump(
     backend: &Arc<dyn Backend>,
     request: &GenerateRequest,
     clock: &Arc<dyn Clock>,
     live: Option<&mpsc::Sender<Result<RouteEvent, DispatchError>>>,
     committed: &mut bool,
-    progress: &mut Progress,
+    meter: &Meter,
 ) -> Result<Answer, BackendError> {
     let started = clock.monotonic();
     let mut stream: EventStream = backend.generate(request.clone()).await?;
@@ -151,17 +141,14 @@ async fn pump(
             Event::Finish(finish) => {
                 let latency = clock.monotonic().saturating_sub(started);
                 pieces.extend(silent);
-                return Ok(answer(pieces, finish, latency, progress.ttft));
+                return Ok(answer(pieces, finish, latency, meter.lock().ttft));
             }
             Event::Token(piece) => piece,
         };
-        progress.completion_tokens += u32::try_from(piece.logprobs.len()).unwrap_or(1).max(1);
+        count(meter, &piece, clock.monotonic().saturating_sub(started));
         if piece.text.is_empty() {
             silent.push_back(piece);
             continue;
-        }
-        if progress.ttft.is_none() {
-            progress.ttft = Some(clock.monotonic().saturating_sub(started));
         }
         for piece in silent.drain(..).chain([piece]) {
             if let Some(live) = live {
@@ -175,6 +162,15 @@ async fn pump(
     Err(BackendError::Internal(
         "the stream ended without saying how".into(),
     ))
+}
+
+/// Takes a piece that came `elapsed` after the start into account.
+fn count(meter: &Meter, piece: &TokenPiece, elapsed: Duration) {
+    let mut progress = meter.lock();
+    progress.completion_tokens += u32::try_from(piece.logprobs.len()).unwrap_or(1).max(1);
+    if !piece.text.is_empty() && progress.ttft.is_none() {
+        progress.ttft = Some(elapsed);
+    }
 }
 
 fn answer(
@@ -219,12 +215,7 @@ where
 
     async fn chosen(&mut self, _route: RouteId, _arm: &ArmId, _decision: &Decision) {}
 
-    async fn attempt(
-        &mut self,
-        backend: &Arc<dyn Backend>,
-        _live: bool,
-        _progress: &mut Progress,
-    ) -> Ended {
+    async fn attempt(&mut self, backend: &Arc<dyn Backend>, _live: bool, _meter: &Meter) -> Ended {
         let work = (self.work)(backend.arm().id.clone());
         let failed = |error| Ended::Failed {
             error,
@@ -252,7 +243,10 @@ where
 }
 
 /// `None` when the deadline came first.
-async fn within<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {
+pub(crate) async fn within<T>(
+    deadline: Option<Instant>,
+    work: impl Future<Output = T>,
+) -> Option<T> {
     match deadline {
         Some(deadline) => tokio::time::timeout_at(deadline, work).await.ok(),
         None => Some(work.await),
