@@ -302,7 +302,9 @@ impl<'a> View<'a> {
             .iter()
             .map(|z| epsilon * uniform + (1.0 - epsilon) * z);
         // An explored set may also be one the greedy rule could have drawn.
-        let as_greedy = ties::probability(&z, &means, &costs, &set);
+        let as_greedy = ties::outcomes(&z).map_or(f64::NAN, |outcomes| {
+            ties::probability(&outcomes, &means, &costs, &set)
+        });
         let propensity = epsilon / binomial(k, self.n) + (1.0 - epsilon) * as_greedy;
         self.choice(set, mixed.collect(), propensity, why)
     }

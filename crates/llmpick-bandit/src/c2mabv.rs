@@ -6,6 +6,7 @@
 
 use rand::RngCore;
 
+use crate::budget::{self, BudgetMode};
 use crate::cascade::{self, Order};
 use crate::chance::shuffle;
 use crate::lp::{LpError, Solution};
@@ -61,10 +62,13 @@ pub struct C2mabvConfig {
     pub relaxation: Relaxation,
     /// The order of a cascade.
     pub order: Order,
+    /// How a finite budget is kept.
+    pub budget_mode: BudgetMode,
 }
 
 impl Default for C2mabvConfig {
-    /// The paper's best pair on real data, (0.3, 0.05), horizon-free.
+    /// The paper's best pair on real data, (0.3, 0.05), horizon-free. A budget is paced, since
+    /// who names one expects it to be kept.
     fn default() -> Self {
         Self {
             alpha_reward: 0.3,
@@ -76,6 +80,7 @@ impl Default for C2mabvConfig {
             greedy_steps: 10,
             relaxation: Relaxation::Relaxed,
             order: Order::Ratio,
+            budget_mode: BudgetMode::Paced,
         }
     }
 }
@@ -149,7 +154,7 @@ impl C2mabv {
         question: &Question<'_>,
         rng: &mut (impl RngCore + ?Sized),
     ) -> Result<Marginals, NoArm> {
-        let round = self.solve(question, rng)?;
+        let round = self.solve(question, Drawn::Elsewhere, rng)?;
         let best = round.marginals.iter().enumerate();
         let likeliest = best.max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(i, _)| i);
         Ok(Marginals {
@@ -163,22 +168,18 @@ impl C2mabv {
     fn solve(
         &self,
         question: &Question<'_>,
+        drawn: Drawn,
         rng: &mut (impl RngCore + ?Sized),
     ) -> Result<Round, NoArm> {
         let mut arms = question.eligible()?;
         // Ties go to the first arm of the solvers, so the order must be nobody's privilege.
         shuffle(&mut arms, rng);
-        let n = question.size(arms.len());
-        let unlimited = question.budget.is_nan() || question.budget == f64::INFINITY;
-        let budget = if unlimited {
-            f64::INFINITY
-        } else {
-            question.budget
-        };
-        let bounds: Vec<Bounds> = arms
+        let mut bounds: Vec<Bounds> = arms
             .iter()
             .map(|&k| self.bounds(&question.arms[k], question))
             .collect();
+        let purse = self.purse(question, drawn, &mut arms, &mut bounds);
+        let n = question.size(arms.len());
         let clamp = if question.mode == Mode::AnyWin && n > 1 {
             awc::MAX_MEAN
         } else {
@@ -187,23 +188,97 @@ impl C2mabv {
         let means: Vec<f64> = bounds.iter().map(|b| b.reward.min(clamp)).collect();
         // Without a budget cost is no criterion, and the noise in its measurement must not
         // become one by way of the ties.
+        let unlimited = purse.budget == f64::INFINITY;
         let costs: Vec<f64> = bounds
             .iter()
             .map(|b| if unlimited { 0.0 } else { b.cost })
             .collect();
         let (mut solution, relaxed_after_all) =
-            self.programme(question.mode, &means, &costs, n, budget);
+            self.programme(question.mode, &means, &costs, n, purse.budget);
         complete(&mut solution.z, &means, &costs);
-        let marginals = ties::share(&solution.z, &means, &costs);
-        Ok(Round {
+        let mut round = Round {
+            marginals: ties::share(&solution.z, &means, &costs),
+            outcomes: None,
+            most: bounds.iter().map(|b| b.most).collect(),
+            may_shrink: matches!(question.mode, Mode::AnyWin | Mode::Single),
             arms,
             bounds,
             means,
             costs,
             solution,
-            marginals,
+            purse,
             relaxed_after_all,
-        })
+        };
+        round.foresee_fitting();
+        Ok(round)
+    }
+
+    /// What the round may spend. Prices the arms anew where the budget is paced, and takes
+    /// away those that a hard one rules out.
+    fn purse(
+        &self,
+        question: &Question<'_>,
+        drawn: Drawn,
+        arms: &mut Vec<usize>,
+        bounds: &mut Vec<Bounds>,
+    ) -> Purse {
+        let rho = question.budget;
+        let open = |budget| Purse {
+            budget,
+            left: f64::INFINITY,
+            fits: true,
+        };
+        if rho.is_nan() || rho == f64::INFINITY {
+            return open(f64::INFINITY);
+        }
+        if self.config.budget_mode == BudgetMode::Average {
+            return open(rho);
+        }
+        price(bounds);
+        let spend = self.state.spend();
+        let out = self.running(question);
+        let calls = (out.calls / question.max_arms.max(1) as f64).ceil();
+        let beyond = (out.expected - rho * calls).max(0.0);
+        let mut purse = open(spend.allowance(rho, beyond));
+        if self.config.budget_mode == BudgetMode::Hard {
+            purse.left = spend.left(rho, out.most);
+            let whole = match question.mode {
+                Mode::SumUp | Mode::AllIn => question.size(arms.len()),
+                Mode::AnyWin | Mode::Single => 1,
+            };
+            let most: Vec<f64> = bounds.iter().map(|b| b.most).collect();
+            let (mut inside, fits) = budget::affordable(&most, whole, purse.left);
+            if drawn == Drawn::Elsewhere {
+                budget::all_affordable(&mut inside, &most, question.size(arms.len()), purse.left);
+            }
+            purse.fits = fits;
+            let mut keep = inside.iter().copied();
+            arms.retain(|_| keep.next().unwrap_or(true));
+            let mut keep = inside.iter().copied();
+            bounds.retain(|_| keep.next().unwrap_or(true));
+        }
+        purse
+    }
+
+    /// What the calls that are out may come to. An arm of which nothing is known counts as an
+    /// average round.
+    fn running(&self, question: &Question<'_>) -> Running {
+        let mut running = Running::default();
+        for arm in question.arms.iter().filter(|arm| arm.inflight > 0) {
+            let (stats, calls) = (
+                self.state.arm(arm.id, question.context, &self.config.table),
+                f64::from(arm.inflight),
+            );
+            let most = match budget::most(arm, stats.largest_cost) {
+                most if most.is_finite() => most,
+                _ => question.budget.max(0.0),
+            };
+            let expected = stats.cost.mean().or_else(|| budget::known(arm.est_cost));
+            running.calls += calls;
+            running.most += calls * most;
+            running.expected += calls * expected.unwrap_or(most);
+        }
+        running
     }
 
     /// The relaxed (or direct) problem of the mode; the flag tells that direct was asked for
@@ -260,13 +335,14 @@ impl C2mabv {
             reward: stats::optimistic_reward(stats.reward.mean(), reward_width),
             cost: stats::lower_cost(stats.cost.mean(), cost_width),
             reward_width,
-            expected_cost: stats.cost.mean().unwrap_or(
-                if arm.est_cost >= 0.0 && arm.est_cost.is_finite() {
-                    arm.est_cost
-                } else {
-                    0.0
-                },
-            ),
+            cost_width,
+            estimate: budget::known(arm.est_cost),
+            expected_cost: stats
+                .cost
+                .mean()
+                .or(budget::known(arm.est_cost))
+                .unwrap_or(0.0),
+            most: budget::most(arm, stats.largest_cost),
             stats,
         }
     }
@@ -301,7 +377,11 @@ impl C2mabv {
         if share < 1.0 - 1e-9 {
             text.push_str(&format!(", drawn with probability {share:.2}"));
         }
-        if !round.solution.feasible {
+        if !round.purse.fits {
+            text.push_str("; nothing surely fits what is left of the budget, so the cheapest");
+        } else if !round.solution.feasible && round.purse.budget < question.budget {
+            text.push_str("; pays back what passes the budget, so the cheapest");
+        } else if !round.solution.feasible {
             text.push_str("; even the cheapest choice passes the budget");
         }
         if round.relaxed_after_all {
@@ -317,7 +397,7 @@ impl Learner for C2mabv {
         question: &Question<'_>,
         rng: &mut (impl RngCore + ?Sized),
     ) -> Result<Choice, NoArm> {
-        let round = self.solve(question, rng)?;
+        let round = self.solve(question, Drawn::Here, rng)?;
         // The order of the shuffle decides ties here as everywhere.
         let mut set = rounding::round(&round.solution.z, rng);
         if set.is_empty() {
@@ -325,7 +405,10 @@ impl Learner for C2mabv {
             let z = round.solution.z.iter().enumerate();
             set.extend(z.max_by(|a, b| a.1.total_cmp(b.1)).map(|(i, _)| i));
         }
-        let propensity = ties::probability(&round.solution.z, &round.means, &round.costs, &set);
+        if round.purse.left.is_finite() && round.purse.fits {
+            set = round.fitted(&set);
+        }
+        let propensity = round.probability(&set);
         match question.mode {
             Mode::AnyWin | Mode::Single => {
                 let costs: Vec<f64> = round.bounds.iter().map(|b| b.expected_cost).collect();
@@ -349,6 +432,13 @@ impl Learner for C2mabv {
     }
 }
 
+/// Who draws the set: what is drawn elsewhere cannot be made to fit a hard budget afterwards.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Drawn {
+    Here,
+    Elsewhere,
+}
+
 /// What is believed of one arm.
 struct Bounds {
     /// μ̄.
@@ -357,6 +447,12 @@ struct Bounds {
     cost: f64,
     /// α_μ·rad, for people.
     reward_width: f64,
+    /// α_c·b_k·rad.
+    cost_width: f64,
+    /// The host's estimate.
+    estimate: Option<f64>,
+    /// The most that one call can cost.
+    most: f64,
     /// ĉ, or the host's estimate before the first call: what orders a cascade.
     expected_cost: f64,
     stats: ArmStats,
@@ -371,12 +467,94 @@ struct Round {
     means: Vec<f64>,
     costs: Vec<f64>,
     solution: Solution,
-    /// P(arm is chosen), over the shuffle and the rounding.
+    /// The most that one call of each can cost.
+    most: Vec<f64>,
+    purse: Purse,
+    /// A set that is too dear loses an arm, rather than exchanging it.
+    may_shrink: bool,
+    /// P(arm is chosen), over the shuffle, the rounding and a hard budget; NaN where unknown.
     marginals: Vec<f64>,
+    /// What is drawn where a hard budget may change a draw: the sets and their probabilities,
+    /// none where they are not known.
+    outcomes: Option<Vec<(Vec<bool>, f64)>>,
     relaxed_after_all: bool,
 }
 
+/// What one round may spend.
+struct Purse {
+    /// Of the relaxed problem; infinite for none.
+    budget: f64,
+    /// What upper bounds may add up to; infinite but for a hard budget.
+    left: f64,
+    /// False where a hard budget has no room for any set.
+    fits: bool,
+}
+
+/// The calls whose costs are not known yet.
+#[derive(Default)]
+struct Running {
+    calls: f64,
+    expected: f64,
+    most: f64,
+}
+
 impl Round {
+    /// Finds out how a hard budget changes the draws, where a set that may be drawn is too dear
+    /// as a whole.
+    fn foresee_fitting(&mut self) {
+        if !self.purse.left.is_finite() || !self.purse.fits {
+            return;
+        }
+        let support = (0..self.means.len()).filter(|&k| self.solution.z[k] > 0.0);
+        if support.map(|k| self.most[k]).sum::<f64>() <= self.purse.left {
+            return;
+        }
+        let equal = |i: usize, j: usize| ties::equal(&self.means, &self.costs, i, j);
+        let k = self.means.len();
+        let untold = (0..k).any(|i| (0..i).any(|j| equal(i, j) && self.most[i] != self.most[j]));
+        let outcomes = ties::outcomes(&self.solution.z).filter(|_| !untold);
+        let Some(mut outcomes) = outcomes else {
+            self.marginals.fill(f64::NAN);
+            self.outcomes = Some(Vec::new());
+            return;
+        };
+        let mut drawn = vec![0.0; k];
+        for (set, p) in &mut outcomes {
+            budget::fit(set, &self.most, self.purse.left, self.may_shrink);
+            for (share, _) in drawn.iter_mut().zip(set.iter()).filter(|(_, s)| **s) {
+                *share += *p;
+            }
+        }
+        self.marginals = ties::share(&drawn, &self.means, &self.costs);
+        self.outcomes = Some(outcomes);
+    }
+
+    /// The set, made to fit.
+    fn fitted(&self, set: &[usize]) -> Vec<usize> {
+        let mut inside: Vec<bool> = (0..self.means.len()).map(|i| set.contains(&i)).collect();
+        budget::fit(&mut inside, &self.most, self.purse.left, self.may_shrink);
+        (0..inside.len()).filter(|&i| inside[i]).collect()
+    }
+
+    /// P(exactly this set), over the shuffle, the rounding and a hard budget.
+    fn probability(&self, set: &[usize]) -> f64 {
+        let drawn;
+        let outcomes = match &self.outcomes {
+            Some(known) => known,
+            None => match ties::outcomes(&self.solution.z) {
+                Some(found) => {
+                    drawn = found;
+                    &drawn
+                }
+                None => return f64::NAN,
+            },
+        };
+        if outcomes.is_empty() {
+            return f64::NAN;
+        }
+        ties::probability(outcomes, &self.means, &self.costs, set)
+    }
+
     /// Marginals by place in the question.
     fn spread(&self, arms: usize) -> Vec<f64> {
         let mut spread = vec![0.0; arms];
@@ -384,6 +562,30 @@ impl Round {
             spread[k] = z;
         }
         spread
+    }
+}
+
+/// What a paced budget charges: nearly the mean; of an arm never called the host's estimate,
+/// or as much of its upper bound as calls of the other arms came to of theirs, so that the
+/// first pulls respect the budget. Nothing only where nothing at all is known.
+fn price(bounds: &mut [Bounds]) {
+    let called = bounds.iter().filter(|b| b.most.is_finite());
+    let called = called.filter_map(|b| Some((b.stats.cost.mean()?, b.most)));
+    let (cost, most) = called.fold((0.0, 0.0), |sum, b| (sum.0 + b.0, sum.1 + b.1));
+    let share = if most > 0.0 {
+        (cost / most).min(1.0)
+    } else {
+        1.0
+    };
+    for b in bounds {
+        let stranger = || match b.most {
+            most if most.is_finite() => share * most,
+            _ => 0.0,
+        };
+        b.cost = match b.stats.cost.mean() {
+            Some(mean) => budget::charged(mean, b.cost_width),
+            None => b.estimate.unwrap_or_else(stranger),
+        };
     }
 }
 

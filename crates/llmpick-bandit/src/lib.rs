@@ -16,6 +16,7 @@
 pub mod aic;
 pub mod awc;
 pub mod baselines;
+pub mod budget;
 pub mod c2mabv;
 pub mod cascade;
 pub mod chance;

@@ -9,6 +9,7 @@ use std::f64::consts::PI;
 
 use serde::{Deserialize, Serialize};
 
+use crate::budget::Spend;
 use crate::{ConfigError, Observation, UnsoundState, exact};
 
 /// Contexts an arm keeps statistics for; later ones are answered from the pool, so that a
@@ -211,6 +212,9 @@ impl TableConfig {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Table {
     rounds: u64,
+    /// Absent in states from before budgets were paced: they begin to count at nothing.
+    #[serde(default)]
+    spend: Spend,
     arms: BTreeMap<String, Record>,
 }
 
@@ -220,12 +224,17 @@ impl Table {
         self.rounds
     }
 
+    /// What was spent.
+    pub fn spend(&self) -> &Spend {
+        &self.spend
+    }
+
     /// Refuses numbers that no observations lead to, such as a snapshot somebody edited.
     pub fn check(self) -> Result<Self, UnsoundState> {
         let sound = |record: &Record| {
             record.pool.is_sound() && record.contexts.values().all(ArmStats::is_sound)
         };
-        if self.arms.values().all(sound) {
+        if self.spend.is_sound() && self.arms.values().all(sound) {
             Ok(self)
         } else {
             Err(UnsoundState)
@@ -250,6 +259,7 @@ impl Table {
         if reward.is_none() && cost.is_none() {
             return;
         }
+        self.spend.observe(observation);
         if observation.completes_round() {
             self.rounds += 1;
             if config.discount < 1.0 {

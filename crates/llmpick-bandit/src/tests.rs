@@ -4,6 +4,7 @@
 use rand_pcg::Pcg64Mcg;
 
 use crate::baselines::{Baseline, BaselineLearner, Fixed};
+use crate::budget::BudgetMode;
 use crate::c2mabv::{C2mabv, C2mabvConfig, CostScale};
 use crate::cascade::Order;
 use crate::chance::{coin, normal, seeded, unit};
@@ -143,6 +144,7 @@ fn figures(alpha_reward: f64, alpha_cost: f64, horizon: u64) -> C2mabvConfig {
         cost_scale: CostScale::Fixed(1.0),
         awc: awc::Method::Greedy,
         order: Order::Cost,
+        budget_mode: BudgetMode::Average,
         ..C2mabvConfig::default()
     }
 }
@@ -323,6 +325,7 @@ fn sure() -> C2mabvConfig {
     C2mabvConfig {
         alpha_reward: 0.0,
         alpha_cost: 0.0,
+        budget_mode: BudgetMode::Average,
         ..C2mabvConfig::default()
     }
 }
@@ -481,9 +484,20 @@ fn a_request_is_answered_whatever_the_budget() {
 
 #[test]
 fn one_seed_and_one_state_give_one_decision() {
+    // Golden: the same on any machine, and for as long as old ledgers shall replay.
+    assert_eq!(digest(BudgetMode::Average), 14730025093995478945);
+    assert_eq!(digest(BudgetMode::Paced), 5315512181688736464);
+    assert_eq!(digest(BudgetMode::Hard), 17749837332843937888);
+}
+
+fn digest(budget_mode: BudgetMode) -> u64 {
+    let config = C2mabvConfig {
+        budget_mode,
+        ..C2mabvConfig::default()
+    };
     let arms = views(9);
     let question = question(&arms, Mode::AnyWin, 4, 0.5);
-    let mut learner = C2mabv::new(C2mabvConfig::default()).unwrap();
+    let mut learner = C2mabv::new(config).unwrap();
     let mut chance = seeded(77);
     let mut digest = 0u64;
     for seed in 0..500 {
@@ -491,7 +505,7 @@ fn one_seed_and_one_state_give_one_decision() {
         // A restored learner decides and goes on alike, through the text of a snapshot.
         if seed % 50 == 0 {
             let text = serde_json::to_string(learner.state()).unwrap();
-            let mut again = C2mabv::new(C2mabvConfig::default()).unwrap();
+            let mut again = C2mabv::new(config).unwrap();
             again.restore(serde_json::from_str(&text).unwrap()).unwrap();
             assert_eq!(again, learner);
             assert_eq!(again.select(&question, &mut seeded(seed)).unwrap(), choice);
@@ -506,10 +520,8 @@ fn one_seed_and_one_state_give_one_decision() {
             .wrapping_mul(31)
             .wrapping_add(choice.propensity.to_bits());
     }
-    // Golden: the same on any machine, and for as long as old ledgers shall replay.
-    assert_eq!(digest, GOLDEN_DIGEST);
+    digest
 }
-const GOLDEN_DIGEST: u64 = 14730025093995478945;
 
 #[test]
 fn settings_out_of_range_are_refused_with_a_sentence() {
@@ -550,6 +562,181 @@ fn impossible_states_are_refused_and_change_nothing() {
         );
         assert_eq!(learner, before);
     }
+}
+
+// ---- Budgets --------------------------------------------------------------------------------
+
+/// What a host tells of the arms of a set beforehand.
+#[derive(Clone, Copy, PartialEq)]
+enum Told {
+    Bounds,
+    BoundsAndPrices,
+}
+
+/// Use of the budget after each round. Feedback comes `delay` rounds late; until then its calls
+/// are in flight.
+fn spend(
+    budget_mode: BudgetMode,
+    (set, rho, mode): ([(f64, f64); 9], f64, Mode),
+    (told, delay): (Told, usize),
+    rounds: usize,
+    seed: u64,
+) -> Vec<f64> {
+    let config = C2mabvConfig {
+        budget_mode,
+        ..C2mabvConfig::default()
+    };
+    let mut learner = C2mabv::new(config).unwrap();
+    let mut arms = views(9);
+    for (arm, (_, c)) in arms.iter_mut().zip(set) {
+        arm.cost_max = (1.5 * c).min(1.0);
+        if told == Told::BoundsAndPrices {
+            arm.est_cost = mean_cost(c);
+        }
+    }
+    let (mut chance, mut rng) = (seeded(seed), seeded(seed ^ 0x5eed));
+    let (mut paid, mut used) = (0.0, Vec::new());
+    let mut late = std::collections::VecDeque::new();
+    for t in 1..=rounds {
+        let choice = learner.select(&question(&arms, mode, 4, rho), &mut rng);
+        let mut calls = Vec::new();
+        for (position, &k) in choice.unwrap().order.iter().enumerate() {
+            let success = coin(set[k].0, &mut chance);
+            let y = (set[k].1 * (0.5 + unit(&mut chance))).min(1.0);
+            paid += y;
+            arms[k].inflight += 1;
+            calls.push((k, position as u32, y, Some(f64::from(u8::from(success)))));
+            if mode == Mode::AnyWin && success {
+                break;
+            }
+        }
+        late.push_back(calls);
+        if late.len() > delay {
+            for (k, position, y, score) in late.pop_front().unwrap() {
+                arms[k].inflight -= 1;
+                learner.observe(&seen(NAMES[k], position, y, score));
+            }
+        }
+        used.push(paid / (rho * t as f64));
+    }
+    used
+}
+
+const MODES: [Mode; 4] = [Mode::Single, Mode::AnyWin, Mode::SumUp, Mode::AllIn];
+
+#[test]
+fn a_hard_budget_is_never_passed_and_a_paced_one_is_kept() {
+    for (set, rho) in [(SET_S, 0.5), (SET_G, 0.4), (SET_S, 0.25), (SET_G, 0.15)] {
+        for mode in MODES {
+            // A single call or a cascade may cost less than ρ whatever is chosen.
+            for told in [Told::Bounds, Told::BoundsAndPrices] {
+                for delay in [0, 7] {
+                    for seed in 1..=2 {
+                        let world = (set, rho, mode);
+                        let hard = spend(BudgetMode::Hard, world, (told, delay), 1000, seed);
+                        let most = hard.iter().copied().fold(0.0, f64::max);
+                        assert!(most <= 1.0 + 1e-12, "{mode:?} at {rho}: {most}");
+                        let paced = spend(BudgetMode::Paced, world, (told, delay), 2000, seed);
+                        let last = paced.last().unwrap();
+                        assert!(*last <= 1.02, "{mode:?} at {rho}, {delay} late: {last}");
+                    }
+                }
+            }
+        }
+    }
+    // Both use what they may where money buys reward.
+    for budget_mode in [BudgetMode::Hard, BudgetMode::Paced] {
+        let world = (SET_S, 0.5, Mode::SumUp);
+        let used = spend(budget_mode, world, (Told::Bounds, 0), 3000, 1);
+        assert!(*used.last().unwrap() > 0.95, "{budget_mode:?} {used:?}");
+    }
+}
+
+#[test]
+fn known_prices_keep_the_first_pulls_in_the_budget() {
+    // The mean of 200 cold starts: the paper's lower bound takes every stranger for free.
+    let after = |budget_mode, mode, told, t: usize| {
+        let of = |seed| spend(budget_mode, (SET_S, 0.5, mode), (told, 0), t, seed)[t - 1];
+        (1..=200).map(of).sum::<f64>() / 200.0
+    };
+    for mode in [Mode::Single, Mode::SumUp] {
+        for t in [1, 3, 10, 30] {
+            for budget_mode in [BudgetMode::Paced, BudgetMode::Hard] {
+                let used = after(budget_mode, mode, Told::BoundsAndPrices, t);
+                // A fractional draw of the dear arm has σ ≈ ρ in a round.
+                let noise = 3.0 / (200.0 * t as f64).sqrt();
+                assert!(
+                    used <= 1.0 + noise,
+                    "{mode:?}, {budget_mode:?}, {t}: {used}"
+                );
+            }
+        }
+    }
+    let careless = after(BudgetMode::Average, Mode::SumUp, Told::BoundsAndPrices, 3);
+    assert!(careless > 1.1, "{careless}");
+}
+
+#[test]
+fn a_hard_budget_tells_the_truth_about_its_draws() {
+    let mut arms = views(5);
+    for (arm, most) in arms.iter_mut().zip([1.2, 0.5, 0.5, 0.15, 0.1]) {
+        arm.cost_max = most;
+    }
+    let hard = C2mabvConfig {
+        budget_mode: BudgetMode::Hard,
+        ..sure()
+    };
+    let costs = [1.0, 0.3, 0.3, 0.1, 0.05];
+    let mut learner = taught(hard, &[0.9, 0.5, 0.5, 0.2, 0.1], &costs);
+    let mut changed = 0;
+    for mode in MODES {
+        for rho in [0.3, 0.55, 0.8, 1.2] {
+            // Savings of nothing, so that bounds bind.
+            let balance = 200.0 * (rho - costs.iter().sum::<f64>());
+            let mut balanced = learner.clone();
+            balanced.observe(&seen("gone", 1, balance.max(0.0), None));
+            changed += u32::from(balance >= 0.0);
+            let question = question(&arms, mode, 2, rho);
+            check_claims(&balanced, &question);
+            let choice = balanced.select(&question, &mut seeded(1)).unwrap();
+            if balance < 0.0 {
+                assert!(choice.reason.contains("nothing surely fits"), "{choice:?}");
+                continue;
+            }
+        }
+    }
+    assert_eq!(changed, 0, "all of these are in debt");
+    // Nothing spent yet: each draw fits by its bounds.
+    learner = C2mabv::new(hard).unwrap();
+    for mode in MODES {
+        for rho in [0.3, 0.55, 0.8, 1.2] {
+            let question = question(&arms, mode, 2, rho);
+            check_claims(&learner, &question);
+            for seed in 0..50 {
+                let choice = learner.select(&question, &mut seeded(seed)).unwrap();
+                let most: f64 = choice.order.iter().map(|&k| arms[k].cost_max).sum();
+                assert!(most <= rho, "{choice:?}");
+                let elsewhere = learner.marginals(&question, &mut seeded(seed)).unwrap();
+                let set = crate::rounding::round(&elsewhere.z, &mut seeded(seed));
+                let most: f64 = set.iter().map(|&k| arms[k].cost_max).sum();
+                assert!(most <= rho, "{elsewhere:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn states_from_before_budgets_were_paced_can_be_read() {
+    let learner = taught(sure(), &[0.9, 0.5], &[1.0, 0.5]);
+    let mut state = serde_json::to_value(learner.state()).unwrap();
+    assert!(state.as_object_mut().unwrap().remove("spend").is_some());
+    let mut again = C2mabv::new(C2mabvConfig::default()).unwrap();
+    again
+        .restore(serde_json::from_value(state).unwrap())
+        .unwrap();
+    // What was not counted is neither a debt nor savings.
+    assert_eq!(again.state().spend().saved(1.0), 0.0);
+    assert_eq!(again.state().rounds(), learner.state().rounds());
 }
 
 // ---- PickLLM ------------------------------------------------------------------------------

@@ -41,14 +41,21 @@ pub(crate) fn share(z: &[f64], means: &[f64], costs: &[f64]) -> Vec<f64> {
         .collect()
 }
 
-/// P(exactly this set), over the shuffle and the rounding of `z`: sets that differ only by an
-/// exchange of equal arms are equally likely. NaN where more than two entries are fractional,
-/// since the order of the rounding then matters.
-pub(crate) fn probability(z: &[f64], means: &[f64], costs: &[f64], set: &[usize]) -> f64 {
-    let Some(outcomes) = rounding::outcomes(z, 2) else {
-        return f64::NAN;
-    };
-    let class: Vec<usize> = (0..z.len())
+/// Every set that the rounding of `z` may draw and its probability. `None` where more than two
+/// entries are fractional, since the order of the rounding then matters.
+pub(crate) fn outcomes(z: &[f64]) -> Option<Vec<(Vec<bool>, f64)>> {
+    rounding::outcomes(z, 2)
+}
+
+/// P(exactly this set), over the shuffle and these outcomes: sets that differ only by an
+/// exchange of equal arms are equally likely.
+pub(crate) fn probability(
+    outcomes: &[(Vec<bool>, f64)],
+    means: &[f64],
+    costs: &[f64],
+    set: &[usize],
+) -> f64 {
+    let class: Vec<usize> = (0..means.len())
         .map(|i| (0..i).find(|&j| equal(means, costs, i, j)).unwrap_or(i))
         .collect();
     let kind = |member: &dyn Fn(usize) -> bool| {
@@ -72,6 +79,6 @@ pub(crate) fn binomial(n: usize, k: usize) -> f64 {
     (0..k.min(n)).fold(1.0, |product, i| product * (n - i) as f64 / (i + 1) as f64)
 }
 
-fn equal(means: &[f64], costs: &[f64], i: usize, j: usize) -> bool {
+pub(crate) fn equal(means: &[f64], costs: &[f64], i: usize, j: usize) -> bool {
     means[i] == means[j] && costs[i] == costs[j]
 }

@@ -7,6 +7,7 @@ mod bridge;
 
 use bridge::NumberOr;
 use llmpick_bandit::awc::Method;
+use llmpick_bandit::budget::BudgetMode;
 use llmpick_bandit::c2mabv::{C2mabv, C2mabvConfig, CostScale, Relaxation};
 use llmpick_bandit::cascade::Order;
 use llmpick_bandit::stats::{Delta, TableConfig};
@@ -94,6 +95,7 @@ struct RawConfig {
     relaxation: Relax,
     order: CascadeOrder,
     budget: Option<f64>,
+    budget_mode: KeepBudget,
     rounding: Rounding,
 }
 
@@ -119,6 +121,14 @@ enum CascadeOrder {
     Cost,
 }
 
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum KeepBudget {
+    Average,
+    Paced,
+    Hard,
+}
+
 /// Who draws the set.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -142,6 +152,7 @@ impl Default for RawConfig {
             relaxation: Relax::Relaxed,
             order: CascadeOrder::Ratio,
             budget: None,
+            budget_mode: KeepBudget::Paced,
             rounding: Rounding::Local,
         }
     }
@@ -171,6 +182,11 @@ impl RawConfig {
             order: match self.order {
                 CascadeOrder::Ratio => Order::Ratio,
                 CascadeOrder::Cost => Order::Cost,
+            },
+            budget_mode: match self.budget_mode {
+                KeepBudget::Average => BudgetMode::Average,
+                KeepBudget::Paced => BudgetMode::Paced,
+                KeepBudget::Hard => BudgetMode::Hard,
             },
         })
     }

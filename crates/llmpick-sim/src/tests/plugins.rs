@@ -46,7 +46,13 @@ fn a_loaded_plugin_plays_exactly_like_its_learner() {
         return;
     };
     let world = Environment::gpqa();
-    let figures_of = ["horizon=500", "cost_scale=1", "awc=greedy", "order=cost"];
+    let figures_of = [
+        "horizon=500",
+        "cost_scale=1",
+        "awc=greedy",
+        "order=cost",
+        "budget_mode=average",
+    ];
     for mode in [Mode::Single, Mode::AnyWin, Mode::SumUp, Mode::AllIn] {
         let settings = settings(mode, 3, 0.3, 500, 3);
         let source = RouterSource::of_library(ours.clone(), "c2mabv", figures_of.into_iter());

@@ -1,6 +1,7 @@
 //! Fixed policies against their closed forms; the reference figures of ALGORITHMS 1.8.
 
 use llmpick_bandit::baselines::{Baseline, BaselineLearner, Fixed};
+use llmpick_bandit::budget::BudgetMode;
 use llmpick_bandit::c2mabv::{C2mabv, C2mabvConfig, CostScale};
 use llmpick_bandit::cascade::{self, Order};
 use llmpick_bandit::stats::{Delta, TableConfig};
@@ -42,6 +43,7 @@ pub fn figures(alpha_reward: f64, alpha_cost: f64, horizon: u64) -> C2mabv {
         cost_scale: CostScale::Fixed(1.0),
         awc: awc::Method::Greedy,
         order: Order::Cost,
+        budget_mode: BudgetMode::Average,
         ..C2mabvConfig::default()
     };
     C2mabv::new(config).unwrap()
