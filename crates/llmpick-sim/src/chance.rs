@@ -18,15 +18,15 @@ pub(crate) fn derive(seed: u64, stream: u64) -> u64 {
 /// The stream of the world's draws; requests use their own numbers, from 1.
 pub(crate) const WORLD: u64 = 0;
 
-/// Runs `play` once for each of `seeds` seeds from `first` on, on all cores; the results come
-/// in the order of the seeds, whatever finished first. Of several errors the first seed's.
+/// Runs `play` once for each of `seeds` seeds from `first` on, on so many threads; the results
+/// come in the order of the seeds, whatever finished first. Of several errors the first seed's.
 pub(crate) fn for_each_seed<T: Send, E: Send>(
+    threads: NonZeroUsize,
     first: u64,
     seeds: u32,
     play: impl Fn(u64) -> Result<T, E> + Sync,
 ) -> Result<Vec<T>, E> {
-    let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let workers = cores.min(seeds as usize).max(1);
+    let workers = threads.get().min(seeds as usize).max(1);
     let mut results: Vec<Option<Result<T, E>>> = Vec::new();
     results.resize_with(seeds as usize, || None);
     let share = results.len().div_ceil(workers).max(1);
@@ -46,14 +46,17 @@ pub(crate) fn for_each_seed<T: Send, E: Send>(
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
     fn seeds_come_back_in_order_and_the_first_error_wins() {
-        let doubled = for_each_seed(5, 7, |seed| Ok::<_, ()>(2 * seed));
-        assert_eq!(doubled, Ok(vec![10, 12, 14, 16, 18, 20, 22]));
-        let failed = for_each_seed(0, 9, |seed| if seed < 3 { Ok(()) } else { Err(seed) });
-        assert_eq!(failed, Err(3));
+        for threads in [1, 2, 5, 50].map(|n| NonZeroUsize::new(n).unwrap()) {
+            let doubled = for_each_seed(threads, 5, 7, |seed| Ok::<_, ()>(2 * seed));
+            assert_eq!(doubled, Ok(vec![10, 12, 14, 16, 18, 20, 22]));
+            let odd = |seed| if seed < 3 { Ok(()) } else { Err(seed) };
+            assert_eq!(for_each_seed(threads, 0, 9, odd), Err(3));
+        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod source;
 mod table;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 pub use csv::CsvError;
 pub use drive::PlayError;
@@ -29,4 +30,5 @@ pub use references::{ArmFigure, Figure, Mix, References, Share, references};
 pub use replay::{ReplayReport, ReplaySettings, replay};
 pub use simulate::{Checkpoint, SimReport, SimSettings, checkpoints, optimum, simulate};
 pub use source::{RouterSource, SourceError};
-pub use table::{Costs, Table, TableError, TableErrorKind, TableFiles};
+pub use table::{Costs, Table, TableError, TableErrorKind, TableFiles, TokenPrice};
+pub use watch::Watch;

@@ -9,9 +9,10 @@ use llmpick_core::{Mode, Router};
 use serde::Serialize;
 
 use crate::chance::{WORLD, derive, for_each_seed};
-use crate::drive::{Drive, Entry, Fallbacks, Rules, Truth};
+use crate::drive::{Drive, Entry, Fallbacks, Known, Rules, Truth};
 use crate::references::{References, Share, references};
-use crate::{Estimate, PlayError, Table};
+use crate::watch::Pace;
+use crate::{Estimate, PlayError, Table, Watch};
 
 /// What is replayed.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,6 +25,10 @@ pub struct ReplaySettings {
     pub first_seed: u64,
     /// Tells the router each query's context.
     pub by_context: bool,
+    /// Tells the router what dispatch would: each arm's prices, where the table has them, and
+    /// with them what a call should cost and can cost at most. Otherwise the most an arm costs
+    /// in the table is all it is told.
+    pub known_prices: bool,
 }
 
 /// One router's replay.
@@ -39,6 +44,8 @@ pub struct ReplayReport {
     pub shuffles: u32,
     /// Whether the router was told contexts.
     pub by_context: bool,
+    /// Whether the router was told prices.
+    pub known_prices: bool,
     /// Dollars per query; `null` in JSON for none.
     pub budget: f64,
     /// Mean score per query, over all of them, the first ones included.
@@ -49,6 +56,9 @@ pub struct ReplayReport {
     pub cost: Estimate,
     /// Mean cost over the budget; `None` without one.
     pub budget_use: Option<Estimate>,
+    /// Mean latency in ms; `None`, and absent in JSON, where the table has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency_ms: Option<Estimate>,
     /// How often each arm was chosen, most often first.
     pub shares: Vec<Share>,
     /// Decisions that the built-in fallback had to make, over all shuffles.
@@ -61,14 +71,21 @@ pub struct ReplayReport {
 }
 
 /// Replays `start`'s routers, one for each shuffle.
+///
+/// # Errors
+/// When a router does not start, cannot choose or will not learn, or when `watch` was told to
+/// stop.
 pub fn replay(
     table: &Table,
     settings: &ReplaySettings,
     label: &str,
     start: &(dyn Fn() -> Result<Box<dyn Router>, PlayError> + Sync),
+    watch: &Watch,
 ) -> Result<ReplayReport, PlayError> {
-    let runs = for_each_seed(settings.first_seed, settings.shuffles, |seed| {
-        run(table, settings, seed, start()?)
+    let (first, shuffles) = (settings.first_seed, settings.shuffles);
+    let entries = entries(table, settings);
+    let runs = for_each_seed(watch.threads(), first, shuffles, |seed| {
+        run(table, settings, &entries, seed, start()?, watch.pace())
     })?;
     let of = |value: fn(&Run) -> f64| Estimate::of(&runs.iter().map(value).collect::<Vec<f64>>());
     let cost = of(|run| run.cost);
@@ -80,6 +97,7 @@ pub fn replay(
         arms: table.arms().len(),
         shuffles: settings.shuffles,
         by_context: settings.by_context,
+        known_prices: settings.known_prices && table.has_prices(),
         budget: settings.budget,
         reward: of(|run| run.reward),
         late_reward: of(|run| run.late_reward),
@@ -89,6 +107,7 @@ pub fn replay(
             low: cost.low.map(per_budget),
             high: cost.high.map(per_budget),
         }),
+        latency_ms: table.has_latencies().then(|| of(|run| run.latency_ms)),
         shares: shares(table, &runs),
         fallbacks: runs.iter().map(|run| run.fallbacks.count).sum(),
         fallback_reason: runs.iter().find_map(|run| run.fallbacks.reason.clone()),
@@ -101,6 +120,7 @@ struct Run {
     reward: f64,
     late_reward: f64,
     cost: f64,
+    latency_ms: f64,
     /// Of each arm.
     chosen: Vec<u64>,
     fallbacks: Fallbacks,
@@ -109,8 +129,10 @@ struct Run {
 fn run(
     table: &Table,
     settings: &ReplaySettings,
+    entries: &[Entry],
     seed: u64,
     router: Box<dyn Router>,
+    mut pace: Pace<'_>,
 ) -> Result<Run, PlayError> {
     let mut order: Vec<usize> = (0..table.rows()).collect();
     shuffle(&mut order, &mut seeded(derive(seed, WORLD)));
@@ -120,9 +142,9 @@ fn run(
         budget: settings.budget,
         seed,
     };
-    let mut drive = Drive::new(router, &entries(table), rules);
+    let mut drive = Drive::new(router, entries, rules);
     let late = order.len() - order.len().div_ceil(4);
-    let (mut reward, mut late_reward, mut cost) = (0.0, 0.0, 0.0);
+    let (mut reward, mut late_reward, mut cost, mut waited) = (0.0, 0.0, 0.0, 0.0);
     let mut chosen = vec![0; table.arms().len()];
     for (turn, &row) in order.iter().enumerate() {
         let (context, scores, costs) = table.row(row);
@@ -131,8 +153,12 @@ fn run(
             context,
             scores,
             costs,
+            latencies: table.latencies(row),
+            tokens: table.tokens(row).filter(|_| settings.known_prices),
         })?;
+        pace.step()?;
         cost += played.paid;
+        waited += played.waited_ms;
         for &choice in &played.choices {
             let score = scores.get(choice as usize).copied().unwrap_or_default();
             reward += score;
@@ -147,18 +173,24 @@ fn run(
         reward: reward / n,
         late_reward: late_reward / (order.len() - late) as f64,
         cost: cost / n,
+        latency_ms: waited / n,
         chosen,
         fallbacks: drive.fallbacks,
     })
 }
 
-/// The arms, each with its dearest answer as the bound that price × limit is in life.
-fn entries(table: &Table) -> Vec<Entry> {
+/// The arms, each with its dearest answer as the bound that price × limit is in life; where
+/// prices are told, a bound for each query takes its place.
+fn entries(table: &Table, settings: &ReplaySettings) -> Vec<Entry> {
     let entry = |(k, id): (usize, &llmpick_core::ArmId)| {
         let costs = (0..table.rows()).filter_map(|row| table.row(row).2.get(k).copied());
         Entry {
             id: id.clone(),
             cost_max: costs.fold(0.0, f64::max),
+            known: match table.price(k).filter(|_| settings.known_prices) {
+                Some(price) => Known::Price(price),
+                None => Known::Nothing,
+            },
         }
     };
     table.arms().iter().enumerate().map(entry).collect()

@@ -11,8 +11,9 @@ use llmpick_core::{Mode, Router};
 use serde::Serialize;
 
 use crate::chance::{WORLD, derive, for_each_seed};
-use crate::drive::{Drive, Entry, Fallbacks, Rules, Truth};
-use crate::{Environment, Estimate, PlayError, SimArm};
+use crate::drive::{Drive, Entry, Fallbacks, Known, Rules, Truth};
+use crate::watch::Pace;
+use crate::{Environment, Estimate, PlayError, SimArm, Watch};
 
 /// What is simulated.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -29,6 +30,8 @@ pub struct SimSettings {
     pub seeds: u32,
     /// The first of them.
     pub first_seed: u64,
+    /// Tells routers each arm's mean cost beforehand. The paper's protocol withholds it.
+    pub known_costs: bool,
 }
 
 /// One router's curves.
@@ -80,16 +83,22 @@ pub struct Checkpoint {
 }
 
 /// Plays `start`'s routers, one for each seed.
+///
+/// # Errors
+/// When a router does not start, cannot choose or will not learn, or when `watch` was told to
+/// stop.
 pub fn simulate(
     environment: &Environment,
     settings: &SimSettings,
     label: &str,
     start: &(dyn Fn() -> Result<Box<dyn Router>, PlayError> + Sync),
+    watch: &Watch,
 ) -> Result<SimReport, PlayError> {
     let points = checkpoints(settings.rounds);
     let best = optimum(environment, settings);
-    let runs = for_each_seed(settings.first_seed, settings.seeds, |seed| {
-        run(environment, settings, &points, seed, start()?)
+    let (first, seeds) = (settings.first_seed, settings.seeds);
+    let runs = for_each_seed(watch.threads(), first, seeds, |seed| {
+        run(environment, settings, &points, seed, start()?, watch.pace())
     })?;
     let checkpoint = |(place, &t): (usize, &u64)| {
         let of = |value: &dyn Fn(&Sums) -> f64| {
@@ -178,11 +187,16 @@ fn run(
     points: &[u64],
     seed: u64,
     router: Box<dyn Router>,
+    mut pace: Pace<'_>,
 ) -> Result<Run, PlayError> {
     let arms = &environment.arms;
     let entry = |arm: &SimArm| Entry {
         id: arm.id.clone(),
         cost_max: environment.cost_bound(arm),
+        known: match settings.known_costs {
+            true => Known::Mean(environment.mean_cost(arm)),
+            false => Known::Nothing,
+        },
     };
     let entries: Vec<Entry> = arms.iter().map(entry).collect();
     let rules = Rules {
@@ -205,7 +219,10 @@ fn run(
             context: "",
             scores: &scores,
             costs: &costs,
+            latencies: None,
+            tokens: None,
         })?;
+        pace.step()?;
         let chosen = played.choices.iter().filter_map(|&k| arms.get(k as usize));
         sums.reward += model.reward(chosen.map(|arm| arm.mean));
         sums.cost += played.paid;

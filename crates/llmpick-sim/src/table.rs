@@ -6,6 +6,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use llmpick_core::ArmId;
 
 use crate::csv::{CsvError, Sheet};
+use crate::drive::Tokens;
 
 /// A full table: every arm answered every query.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,6 +16,9 @@ pub struct Table {
     scores: Vec<f64>,
     /// Likewise, in dollars.
     costs: Vec<f64>,
+    /// Likewise, in ms; `None` where nobody measured.
+    latencies: Option<Vec<f64>>,
+    tokens: Option<Lengths>,
     /// One for each row, empty where contexts are unknown.
     contexts: Vec<String>,
     /// Models that answered too few queries, with how many they answered.
@@ -22,6 +26,35 @@ pub struct Table {
     /// Queries that one of the others did not answer.
     pub left_out_rows: usize,
     has_costs: bool,
+}
+
+/// What the recipe of costs knows of prompts and answers.
+#[derive(Clone, Debug, PartialEq)]
+struct Lengths {
+    /// One for each arm.
+    prices: Vec<TokenPrice>,
+    /// Tokens of each row's prompt.
+    prompts: Vec<f64>,
+    /// Tokens of each answer, row by row.
+    answers: Vec<f64>,
+    /// Tokens of each arm's longest answer.
+    longest: Vec<f64>,
+}
+
+/// What an arm charges, in dollars per 10⁶ tokens.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TokenPrice {
+    /// For the prompt.
+    pub input: f64,
+    /// For the answer.
+    pub output: f64,
+}
+
+impl TokenPrice {
+    /// Dollars for so many tokens.
+    pub fn of(&self, prompt: f64, answer: f64) -> f64 {
+        (prompt * self.input + answer * self.output) / 1e6
+    }
 }
 
 /// Where costs come from.
@@ -43,6 +76,8 @@ pub struct TableFiles {
     pub scores: Utf8PathBuf,
     /// What the answers cost.
     pub costs: Costs,
+    /// How long each answer took, in ms: a table shaped like the scores'.
+    pub latencies: Option<Utf8PathBuf>,
     /// Each query's context in the second column.
     pub contexts: Option<Utf8PathBuf>,
     /// Models that answered less than this share of the queries are left out, rather than
@@ -75,11 +110,42 @@ pub enum TableErrorKind {
     Invalid(String),
 }
 
+impl TableFiles {
+    /// The files that lie around `path`, which is the table of scores, or a folder with
+    /// `correct.csv` or `scores.csv`. Costs come from `costs.csv` in such a folder, or by the
+    /// recipe of MMLU-Pro where its three files lie beside the scores; contexts from
+    /// `contexts.csv` and latencies from `latencies.csv` in such a folder.
+    pub fn around(path: &Utf8Path) -> Self {
+        let inside = |name: &str| Some(path.join(name)).filter(|path| path.is_file());
+        let scores = match path.is_dir() {
+            true => inside("correct.csv").unwrap_or_else(|| path.join("scores.csv")),
+            false => path.to_owned(),
+        };
+        let recipe = RECIPE.iter().all(|name| beside(&scores, name).is_file());
+        let costs = match inside("costs.csv") {
+            Some(costs) => Costs::File(costs),
+            None if recipe => Costs::MmluPro,
+            None => Costs::Unknown,
+        };
+        Self {
+            scores,
+            costs,
+            latencies: inside("latencies.csv"),
+            contexts: inside("contexts.csv"),
+            min_answered: 0.99,
+        }
+    }
+}
+
+/// What the recipe of MMLU-Pro needs beside the scores.
+const RECIPE: [&str; 3] = ["output_chars.csv", "questions_meta.csv", "models.csv"];
+
 impl Table {
     /// Reads, joins by query id, and leaves out what is incomplete.
     pub fn read(files: &TableFiles) -> Result<Self, TableError> {
         let scores = File::open(&files.scores)?;
-        let cost_of = CostBook::open(&files.scores, &files.costs)?;
+        let costs = CostBook::open(&files.scores, &files.costs)?;
+        let latencies = files.latencies.as_deref().map(File::open).transpose()?;
         let contexts = match (&files.contexts, &files.costs) {
             (Some(path), _) => Some(File::open(path)?),
             (None, Costs::MmluPro) => {
@@ -92,38 +158,37 @@ impl Table {
             return Err(scores.invalid("no model answered enough of the queries"));
         }
         let mut table = Self {
-            arms: columns.arms,
             scores: Vec::new(),
             costs: Vec::new(),
+            latencies: latencies.is_some().then(Vec::new),
+            tokens: costs.lengths(&columns.arms)?,
             contexts: Vec::new(),
+            arms: columns.arms,
             left_out_arms: columns.left_out,
             left_out_rows: 0,
             has_costs: files.costs != Costs::Unknown,
         };
         for row in 0..scores.sheet.rows() {
-            let (mut row_scores, mut row_costs) = (Vec::new(), Vec::new());
-            for &column in &columns.places {
-                let Some(score) = scores.score(row, column)? else {
-                    break;
-                };
-                let Some(cost) = cost_of.cost(scores.id(row), scores.name(column))? else {
-                    break;
-                };
-                row_scores.push(score);
-                row_costs.push(cost);
-            }
+            let query = scores.id(row);
             let context = match &contexts {
-                Some(file) => file
-                    .of_query(scores.id(row))
-                    .map(|found| file.sheet.text(found, 1)),
+                Some(file) => file.of_query(query).map(|found| file.sheet.text(found, 1)),
                 None => Some(""),
             };
-            match context.filter(|_| row_costs.len() == columns.places.len()) {
-                Some(context) => {
-                    table.scores.append(&mut row_scores);
-                    table.costs.append(&mut row_costs);
-                    table.contexts.push(context.to_owned());
+            let mut cells = Vec::with_capacity(columns.places.len());
+            for &column in &columns.places {
+                let model = scores.name(column);
+                let latency = match &latencies {
+                    Some(file) => file.amount_of(query, model)?,
+                    None => Some(f64::NAN),
+                };
+                let known = scores.score(row, column)?.zip(costs.cost(query, model)?);
+                match known.zip(latency) {
+                    Some(cell) => cells.push(cell),
+                    None => break,
                 }
+            }
+            match context.filter(|_| cells.len() == columns.places.len()) {
+                Some(context) => table.push(context, &cells),
                 None => table.left_out_rows += 1,
             }
         }
@@ -131,6 +196,25 @@ impl Table {
             return Err(scores.invalid("no query was answered, with a known cost, by every model"));
         }
         Ok(table)
+    }
+
+    fn push(&mut self, context: &str, cells: &[((f64, Charge), f64)]) {
+        self.contexts.push(context.to_owned());
+        self.scores
+            .extend(cells.iter().map(|((score, _), _)| score));
+        self.costs
+            .extend(cells.iter().map(|((_, charge), _)| charge.cost));
+        if let Some(latencies) = &mut self.latencies {
+            latencies.extend(cells.iter().map(|(_, latency)| latency));
+        }
+        if let Some(tokens) = &mut self.tokens {
+            let prompt = cells.first().map_or(0.0, |((_, charge), _)| charge.prompt);
+            tokens.prompts.push(prompt);
+            for (((_, charge), _), longest) in cells.iter().zip(&mut tokens.longest) {
+                tokens.answers.push(charge.answer);
+                *longest = longest.max(charge.answer);
+            }
+        }
     }
 
     /// The models.
@@ -153,10 +237,44 @@ impl Table {
         self.has_costs
     }
 
+    /// True where models have prices per token.
+    pub fn has_prices(&self) -> bool {
+        self.tokens.is_some()
+    }
+
+    /// True where latencies are known.
+    pub fn has_latencies(&self) -> bool {
+        self.latencies.is_some()
+    }
+
+    /// The prices of an arm.
+    pub(crate) fn price(&self, arm: usize) -> Option<TokenPrice> {
+        self.tokens.as_ref()?.prices.get(arm).copied()
+    }
+
+    /// One query's latency on each arm, in ms.
+    pub(crate) fn latencies(&self, row: usize) -> Option<&[f64]> {
+        self.latencies.as_ref()?.get(self.cells(row))
+    }
+
+    /// One query's tokens.
+    pub(crate) fn tokens(&self, row: usize) -> Option<Tokens<'_>> {
+        let lengths = self.tokens.as_ref()?;
+        Some(Tokens {
+            prompt: *lengths.prompts.get(row)?,
+            answers: lengths.answers.get(self.cells(row))?,
+            longest: &lengths.longest,
+        })
+    }
+
+    fn cells(&self, row: usize) -> std::ops::Range<usize> {
+        let k = self.arms.len();
+        row * k..(row + 1) * k
+    }
+
     /// One query: its context, and the score and the cost of each arm. Nothing beyond the end.
     pub fn row(&self, row: usize) -> (&str, &[f64], &[f64]) {
-        let k = self.arms.len();
-        let cells = row * k..(row + 1) * k;
+        let cells = self.cells(row);
         let slice = |cells: Option<_>| -> &[f64] { cells.unwrap_or_default() };
         (
             self.contexts.get(row).map_or("", String::as_str),
@@ -245,6 +363,15 @@ impl File {
         }
     }
 
+    /// An amount by query and column; `None` where there is none. No such column is an error.
+    fn amount_of(&self, query: &str, column: &str) -> Result<Option<f64>, TableError> {
+        let column = self.column(column)?;
+        match self.of_query(query) {
+            Some(row) => self.amount(row, column),
+            None => Ok(None),
+        }
+    }
+
     fn score(&self, row: usize, column: usize) -> Result<Option<f64>, TableError> {
         match self.number(row, column)? {
             Some(score) if !(0.0..=1.0).contains(&score) => {
@@ -281,6 +408,25 @@ impl File {
     }
 }
 
+/// What one answer costs, and how long it and its prompt are; NaN where unknown.
+struct Charge {
+    /// Dollars.
+    cost: f64,
+    /// Tokens.
+    prompt: f64,
+    answer: f64,
+}
+
+impl Charge {
+    fn plain(cost: f64) -> Self {
+        Self {
+            cost,
+            prompt: f64::NAN,
+            answer: f64::NAN,
+        }
+    }
+}
+
 /// What an answer costs.
 enum CostBook {
     Free,
@@ -289,8 +435,7 @@ enum CostBook {
         output: File,
         meta: File,
         prompt_chars: usize,
-        /// Dollars per 10⁶ tokens in and out, by model.
-        prices: HashMap<String, (f64, f64)>,
+        prices: HashMap<String, TokenPrice>,
     },
 }
 
@@ -311,50 +456,74 @@ impl CostBook {
         }
     }
 
-    /// Dollars; `None` where they are not known. A model without any costs is an error.
-    fn cost(&self, query: &str, model: &str) -> Result<Option<f64>, TableError> {
+    /// `None` where it is not known. A model without any costs is an error.
+    fn cost(&self, query: &str, model: &str) -> Result<Option<Charge>, TableError> {
         match self {
-            CostBook::Free => Ok(Some(0.0)),
-            CostBook::Table(file) => {
-                let column = file.column(model)?;
-                match file.of_query(query) {
-                    Some(row) => file.amount(row, column),
-                    None => Ok(None),
-                }
-            }
+            CostBook::Free => Ok(Some(Charge::plain(0.0))),
+            CostBook::Table(file) => Ok(file.amount_of(query, model)?.map(Charge::plain)),
             CostBook::MmluPro {
                 output,
                 meta,
                 prompt_chars,
-                prices,
+                ..
             } => {
-                let column = output.column(model)?;
-                let Some((input, out)) = prices.get(model) else {
-                    let text = format!("`models.csv` beside it has no prices of `{model}`");
-                    return Err(output.invalid(text));
+                let price = self.price(model)?;
+                let read = match meta.of_query(query) {
+                    Some(question) => meta.amount(question, *prompt_chars)?,
+                    None => None,
                 };
-                let rows = output.of_query(query).zip(meta.of_query(query));
-                let Some((answer, question)) = rows else {
-                    return Ok(None);
-                };
-                let written = output.amount(answer, column)?;
-                let read = meta.amount(question, *prompt_chars)?;
-                let cost = |(read, written)| (read / 4.0 * input + written / 4.0 * out) / 1e6;
-                Ok(read.zip(written).map(cost))
+                let written = output.amount_of(query, model)?;
+                Ok(read.zip(written).map(|(read, written)| {
+                    // Four characters are one token.
+                    let (prompt, answer) = (read / 4.0, written / 4.0);
+                    Charge {
+                        cost: price.of(prompt, answer),
+                        prompt,
+                        answer,
+                    }
+                }))
             }
         }
     }
+
+    fn price(&self, model: &str) -> Result<TokenPrice, TableError> {
+        match self {
+            CostBook::MmluPro { output, prices, .. } => {
+                prices.get(model).copied().ok_or_else(|| {
+                    output.invalid(format!("`models.csv` beside it has no prices of `{model}`"))
+                })
+            }
+            CostBook::Free | CostBook::Table(_) => Ok(TokenPrice {
+                input: f64::NAN,
+                output: f64::NAN,
+            }),
+        }
+    }
+
+    /// Prices and room for lengths, where the recipe knows them.
+    fn lengths(&self, arms: &[ArmId]) -> Result<Option<Lengths>, TableError> {
+        let CostBook::MmluPro { .. } = self else {
+            return Ok(None);
+        };
+        let prices = arms.iter().map(|arm| self.price(arm.as_str()));
+        Ok(Some(Lengths {
+            prices: prices.collect::<Result<_, _>>()?,
+            prompts: Vec::new(),
+            answers: Vec::new(),
+            longest: vec![0.0; arms.len()],
+        }))
+    }
 }
 
-fn prices(models: &File) -> Result<HashMap<String, (f64, f64)>, TableError> {
+fn prices(models: &File) -> Result<HashMap<String, TokenPrice>, TableError> {
     let (input, output) = (
         models.column("usd_per_m_in")?,
         models.column("usd_per_m_out")?,
     );
     let mut prices = HashMap::new();
     for row in 0..models.sheet.rows() {
-        if let Some(pair) = models.amount(row, input)?.zip(models.amount(row, output)?) {
-            prices.insert(models.id(row).to_owned(), pair);
+        if let Some((input, output)) = models.amount(row, input)?.zip(models.amount(row, output)?) {
+            prices.insert(models.id(row).to_owned(), TokenPrice { input, output });
         }
     }
     Ok(prices)

@@ -10,7 +10,7 @@ use llmpick_plugin_host::{Library, LoadOptions, find};
 
 use super::native::native;
 use super::simulating::{figures, settings};
-use crate::{Environment, RouterSource, SimReport, SourceError, simulate};
+use crate::{Environment, RouterSource, SimReport, SourceError, Watch, simulate};
 
 /// The shipped library of this name, built beside this test (`target/release`); without it the
 /// test is skipped with a line.
@@ -45,7 +45,7 @@ fn a_loaded_plugin_plays_exactly_like_its_learner() {
     let (Some(ours), Some(baselines)) = (library("c2mabv"), library("baselines")) else {
         return;
     };
-    let world = Environment::gpqa();
+    let (world, watch) = (Environment::gpqa(), Watch::default());
     let figures_of = [
         "horizon=500",
         "cost_scale=1",
@@ -57,16 +57,30 @@ fn a_loaded_plugin_plays_exactly_like_its_learner() {
         let settings = settings(mode, 3, 0.3, 500, 3);
         let source = RouterSource::of_library(ours.clone(), "c2mabv", figures_of.into_iter());
         let source = source.unwrap();
-        let loaded = simulate(&world, &settings, source.label(), &|| source.start()).unwrap();
+        let loaded = simulate(
+            &world,
+            &settings,
+            source.label(),
+            &|| source.start(),
+            &watch,
+        )
+        .unwrap();
         assert_eq!(loaded.fallbacks, 0, "{:?}", loaded.fallback_reason);
         let learner = native(figures(0.3, 0.05, 500));
-        let inside = simulate(&world, &settings, "", &learner).unwrap();
+        let inside = simulate(&world, &settings, "", &learner, &watch).unwrap();
         assert_eq!(curves(loaded), inside);
         let name = "baselines:thompson";
         let source = RouterSource::of_library(baselines.clone(), name, [].into_iter()).unwrap();
-        let loaded = simulate(&world, &settings, source.label(), &|| source.start()).unwrap();
+        let loaded = simulate(
+            &world,
+            &settings,
+            source.label(),
+            &|| source.start(),
+            &watch,
+        )
+        .unwrap();
         let thompson = BaselineLearner::new(Baseline::Thompson, TableConfig::default());
-        let inside = simulate(&world, &settings, "", &native(thompson.unwrap())).unwrap();
+        let inside = simulate(&world, &settings, "", &native(thompson.unwrap()), &watch).unwrap();
         assert_eq!(curves(loaded), inside);
     }
 }

@@ -1,11 +1,18 @@
 //! Replay: a small table by hand, and the anchors of the MMLU-Pro table.
 
+use std::sync::{Arc, Mutex};
+
 use camino::{Utf8Path, Utf8PathBuf};
 use llmpick_bandit::baselines::{Baseline, BaselineLearner, Fixed};
 use llmpick_bandit::stats::TableConfig;
+use llmpick_core::{
+    Candidate, Decision, DecisionSource, Feedback, Router, RouterError, SelectRequest, Snapshot,
+};
 
 use super::native::native;
-use crate::{Costs, Figure, ReplayReport, ReplaySettings, Table, TableFiles, references, replay};
+use crate::{
+    Costs, Figure, ReplayReport, ReplaySettings, Table, TableFiles, Watch, references, replay,
+};
 
 const SCORES: &str = "id,cheap,dear,lazy\n1,1,1,1\n2,0,1,\n3,1,0,\n4,0,1,\n5,,1,\n";
 const COSTS: &str = "id,dear,cheap,lazy\n5,4,1,1\n4,4,1,1\n3,4,1,1\n2,4,1,1\n1,4,1,1\n";
@@ -27,6 +34,7 @@ impl Written {
         TableFiles {
             scores: path("scores.csv"),
             costs: Costs::File(path("costs.csv")),
+            latencies: None,
             contexts: Some(path("contexts.csv")),
             min_answered: 0.5,
         }
@@ -48,6 +56,7 @@ fn settings(budget: f64, shuffles: u32) -> ReplaySettings {
         shuffles,
         first_seed: 1,
         by_context: false,
+        known_prices: true,
     }
 }
 
@@ -57,7 +66,8 @@ fn play(table: &Table, settings: &ReplaySettings, baseline: Baseline) -> ReplayR
         shrinkage: None,
     };
     let learner = BaselineLearner::new(baseline, pooled).unwrap();
-    replay(table, settings, "it", &native(learner)).unwrap()
+    let watch = Watch::default();
+    replay(table, settings, "it", &native(learner), &watch).unwrap()
 }
 
 #[test]
@@ -146,6 +156,106 @@ fn a_table_that_cannot_be_replayed_is_refused_with_a_sentence() {
     );
 }
 
+/// What a router was told of the arms, and of the prompt's length.
+type Told = (Vec<Candidate>, u32);
+
+/// Always the first arm; keeps what it was told.
+struct Probe(Arc<Mutex<Vec<Told>>>, Arc<Mutex<Vec<Feedback>>>);
+
+impl Router for Probe {
+    fn name(&self) -> &str {
+        "probe"
+    }
+
+    fn select(&mut self, request: &SelectRequest<'_>) -> Result<Decision, RouterError> {
+        let told = (request.candidates.to_vec(), request.prompt_tokens);
+        self.0.lock().unwrap().push(told);
+        Ok(Decision {
+            choices: vec![0],
+            mode: request.allowed_modes[0],
+            propensity: 1.0,
+            marginals: vec![],
+            reason: String::new(),
+            source: DecisionSource::Router,
+        })
+    }
+
+    fn feedback(&mut self, feedback: &Feedback) -> Result<(), RouterError> {
+        self.1.lock().unwrap().push(feedback.clone());
+        Ok(())
+    }
+
+    fn snapshot(&mut self) -> Result<Snapshot, RouterError> {
+        Err(RouterError::State("not here".to_owned()))
+    }
+
+    fn restore(&mut self, _: &Snapshot) -> Result<(), RouterError> {
+        Err(RouterError::State("not here".to_owned()))
+    }
+}
+
+#[test]
+fn prices_are_told_as_dispatch_tells_them_or_not_at_all() {
+    let written = Written::new(&[
+        ("correct.csv", "id,a,b\n1,1,1\n2,1,1\n"),
+        ("output_chars.csv", "id,a,b\n1,400,80\n2,400,120\n"),
+        (
+            "questions_meta.csv",
+            "id,category,prompt_chars\n1,x,200\n2,x,200\n",
+        ),
+        (
+            "models.csv",
+            "model,usd_per_m_in,usd_per_m_out\na,1,2\nb,3,4\n",
+        ),
+        ("latencies.csv", "id,a,b\n1,30,9\n2,30,9\n"),
+    ]);
+    let folder = Utf8Path::from_path(written.0.path()).unwrap();
+    let table = Table::read(&TableFiles::around(folder)).unwrap();
+    let (asked, learnt): (Arc<Mutex<Vec<Told>>>, Arc<_>) = Default::default();
+    let start = || Ok(Box::new(Probe(Arc::clone(&asked), Arc::clone(&learnt))) as Box<dyn Router>);
+    let mut settings = settings(1.0, 1);
+    let report = replay(&table, &settings, "", &start, &Watch::default()).unwrap();
+    assert_eq!(report.latency_ms.unwrap().mean, 30.0);
+    // 50 tokens in, 100 out of a: (50·1 + 100·2)/10⁶.
+    assert_eq!((report.cost.mean, report.known_prices), (250e-6, true));
+    let told = asked.lock().unwrap().split_off(0);
+    let of = |round: usize, arm: usize| {
+        let candidate: &Candidate = &told[round].0[arm];
+        (candidate.price_in, candidate.price_out, candidate.cost_max)
+    };
+    assert_eq!(of(0, 0), (1.0, 2.0, 250e-6));
+    // b's longest answer is 30 tokens, whatever the query.
+    assert_eq!(of(0, 1), (3.0, 4.0, 270e-6));
+    assert!(
+        told[0]
+            .0
+            .iter()
+            .all(|candidate| candidate.est_cost.is_nan())
+    );
+    // After one answer of 100 tokens: a writes as much again; b, which never ran, would too,
+    // but no answer of b's can be that long.
+    let expected: Vec<f64> = told[1]
+        .0
+        .iter()
+        .map(|candidate| candidate.est_cost)
+        .collect();
+    assert_eq!((expected, told[1].1), (vec![250e-6, 270e-6], 50));
+    let seen = learnt.lock().unwrap()[0].clone();
+    assert_eq!((seen.prompt_tokens, seen.completion_tokens), (50, 100));
+    assert_eq!(seen.latency_ms, 30.0);
+
+    settings.known_prices = false;
+    let report = replay(&table, &settings, "", &start, &Watch::default()).unwrap();
+    assert!(!report.known_prices);
+    for (candidates, _) in asked.lock().unwrap().iter() {
+        let unknown = |c: &Candidate| c.est_cost.is_nan() && c.price_in.is_nan();
+        assert!(candidates.iter().all(unknown));
+        // a: 400 characters each time; b: the longer one.
+        let bounds: Vec<f64> = candidates.iter().map(|c| c.cost_max).collect();
+        assert_eq!(bounds, [250e-6, 270e-6]);
+    }
+}
+
 /// The MMLU-Pro table, or `None` with a line where the data is not here.
 fn mmlu_pro() -> Option<Table> {
     let data = match std::env::var("LLMPICK_TEST_DATA") {
@@ -157,12 +267,10 @@ fn mmlu_pro() -> Option<Table> {
         println!("skipped: no mmlu-pro-replay in {data}");
         return None;
     }
-    let files = TableFiles {
-        scores,
-        costs: Costs::MmluPro,
-        contexts: None,
-        min_answered: 0.99,
-    };
+    // The file alone and its folder mean the same.
+    let files = TableFiles::around(&scores);
+    assert_eq!(TableFiles::around(scores.parent().unwrap()), files);
+    assert_eq!(files.costs, Costs::MmluPro);
     Some(Table::read(&files).unwrap())
 }
 

@@ -1,5 +1,7 @@
 //! Fixed policies against their closed forms; the reference figures of ALGORITHMS 1.8.
 
+use std::num::NonZeroUsize;
+
 use llmpick_bandit::baselines::{Baseline, BaselineLearner, Fixed};
 use llmpick_bandit::budget::BudgetMode;
 use llmpick_bandit::c2mabv::{C2mabv, C2mabvConfig, CostScale};
@@ -9,7 +11,9 @@ use llmpick_bandit::{Learner, awc};
 use llmpick_core::Mode;
 
 use super::native::native;
-use crate::{Environment, Estimate, SimReport, SimSettings, optimum, simulate, svg};
+use crate::{
+    Environment, Estimate, PlayError, SimReport, SimSettings, Watch, optimum, simulate, svg,
+};
 
 pub fn settings(mode: Mode, max_arms: u32, budget: f64, rounds: u64, seeds: u32) -> SimSettings {
     SimSettings {
@@ -19,6 +23,7 @@ pub fn settings(mode: Mode, max_arms: u32, budget: f64, rounds: u64, seeds: u32)
         rounds,
         seeds,
         first_seed: 1,
+        known_costs: false,
     }
 }
 
@@ -31,7 +36,8 @@ fn play<L: Learner + Clone + Send + Sync + 'static>(
     settings: &SimSettings,
     learner: L,
 ) -> SimReport {
-    simulate(environment, settings, "it", &native(learner)).unwrap()
+    let watch = Watch::default();
+    simulate(environment, settings, "it", &native(learner), &watch).unwrap()
 }
 
 /// The settings of the reference figures.
@@ -209,9 +215,31 @@ fn one_seed_gives_one_report_however_many_run_beside_it() {
     let mean = |report: SimReport| report.checkpoints[0].cost.mean;
     let pair = (mean(run(3, 1)) + mean(run(4, 1))) / 2.0;
     assert!((mean(run(3, 2)) - pair).abs() < 1e-12);
+    // Threads change nothing.
+    let on = |threads| {
+        let watch = Watch::new(NonZeroUsize::new(threads));
+        let settings = settings(Mode::AnyWin, 3, 0.3, 300, 5);
+        let learner = native(figures(0.3, 0.05, 300));
+        let report = simulate(&world, &settings, "it", &learner, &watch).unwrap();
+        assert_eq!(watch.rounds(), 5 * 300);
+        report
+    };
+    assert_eq!(on(1), on(2));
+    assert_eq!(on(2), run(1, 5));
     // Bit for bit, on any machine.
     let cost = mean(run(1, 1));
     assert_eq!(cost.to_bits(), GOLDEN, "{cost}: {:#x}", cost.to_bits());
+}
+
+#[test]
+fn whoever_looks_on_can_stop_it() {
+    let watch = Watch::default();
+    watch.stop();
+    let settings = settings(Mode::SumUp, 4, 0.5, 1_000_000_000, 3);
+    let learner = native(figures(0.3, 0.05, 300));
+    let world = Environment::synthetic();
+    let stopped = simulate(&world, &settings, "it", &learner, &watch);
+    assert_eq!(stopped, Err(PlayError::Stopped));
 }
 
 /// The mean cost of the first hundred rounds above.

@@ -1,11 +1,17 @@
 //! `llmpick sim`: what a router is worth in a world whose truth is known.
 
+use std::num::NonZeroUsize;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
 use camino::Utf8PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
 use llmpick_core::Mode;
 use llmpick_sim::{
     Checkpoint, Environment, EnvironmentErrorKind, Estimate, PlayError, RouterSource, SimReport,
-    SimSettings, SourceError, simulate, svg,
+    SimSettings, SourceError, Watch, checkpoints, simulate, svg,
 };
 
 use crate::cli::Global;
@@ -24,29 +30,66 @@ pub struct SimArgs {
 enum What {
     /// Play one router; print its figures at rounds 100, 250, 500, 1000, 2000 and so on
     Run(RunArgs),
-    /// Play several routers in the same world; print one table of their last figures
+    /// Play several routers in the same world; print one table of their figures
     Compare(CompareArgs),
 }
 
 #[derive(Args, Debug)]
 struct RunArgs {
     /// A router plugin: LIBRARY[:PLUGIN][,KEY=VALUE]..., for example baselines:cucb
-    #[arg(long, value_name = "PLUGIN", default_value = "c2mabv")]
-    router: String,
-    /// One of the router's own settings (--set is for llmpick's); repeat for more
-    #[arg(long = "with", value_name = "KEY=VALUE")]
-    with: Vec<String>,
+    #[arg(value_name = "PLUGIN", conflicts_with = "router")]
+    positional: Option<String>,
+    /// The same as an option; c2mabv if neither is given
+    #[arg(long, value_name = "PLUGIN")]
+    router: Option<String>,
+    #[command(flatten)]
+    settings: RouterSettings,
     #[command(flatten)]
     world: WorldArgs,
 }
 
 #[derive(Args, Debug)]
 struct CompareArgs {
-    /// A router plugin with its settings, for example c2mabv,alpha_c=0.01; repeat for more
-    #[arg(long = "router", value_name = "PLUGIN", required = true)]
+    /// Router plugins with their settings, for example c2mabv,alpha_c=0.01. With none, the
+    /// line-up of the reference figures: c2mabv with four pairs of alphas, and every baseline
+    #[arg(value_name = "PLUGIN")]
+    positional: Vec<String>,
+    /// One of them as an option; repeat for more
+    #[arg(long = "router", value_name = "PLUGIN")]
     routers: Vec<String>,
+    /// Print the figures of this round, one of 100, 250, 500, 1000, 2000 and so on; without it
+    /// the last
+    #[arg(long, value_name = "T")]
+    at: Option<u64>,
+    #[command(flatten)]
+    settings: RouterSettings,
     #[command(flatten)]
     world: WorldArgs,
+}
+
+/// Settings for every router of the command line.
+#[derive(Args, Debug)]
+pub struct RouterSettings {
+    /// A setting of every router named, for example --set alpha_c=0.01; a key with a dot in it
+    /// is one of llmpick's own. Repeat for more
+    // Read through `Global`, whose option of that name this one explains anew.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// The same, whatever the key looks like
+    #[arg(long = "with", value_name = "KEY=VALUE")]
+    with: Vec<String>,
+}
+
+impl RouterSettings {
+    /// Settings of llmpick, and those of the routers.
+    pub fn split(&self, global: &Global) -> (Global, Vec<String>) {
+        let is_ours = |pair: &&String| pair.split('=').next().is_some_and(|key| key.contains('.'));
+        let (ours, routers): (Vec<_>, Vec<_>) = self.set.iter().partition(is_ours);
+        let mut global = global.clone();
+        global.set = ours.into_iter().cloned().collect();
+        let routers = routers.into_iter().chain(&self.with).cloned();
+        (global, routers.collect())
+    }
 }
 
 #[derive(Args, Debug)]
@@ -72,9 +115,19 @@ struct WorldArgs {
     /// The first seed; the others follow it
     #[arg(long, value_name = "SEED", default_value_t = 1)]
     seed: u64,
+    /// Tell routers each arm's mean cost, as dispatch does from prices; the paper's protocol
+    /// lets them find it out
+    #[arg(long, overrides_with = "unknown_prices")]
+    known_prices: bool,
+    /// Let routers find out costs (the default)
+    #[arg(long)]
+    unknown_prices: bool,
     /// Draw reward, violation, hinge and regret into this file
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<Utf8PathBuf>,
+    /// Threads to play on; without it one for each core. It changes no figure
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -113,22 +166,86 @@ pub fn parse_budget(text: &str) -> std::result::Result<f64, String> {
 
 /// Plays and prints.
 pub fn run(args: SimArgs, global: &Global, printer: Printer) -> Result<()> {
-    let settings = open::settings(global, Vec::new())?;
-    let folders = open::plugin_folders(&settings);
     match args.what {
         What::Run(args) => {
-            let router = router(&folders, &args.router, &args.with)?;
-            let report = args.world.play(&[router], printer)?.remove(0);
-            printer.value(&report, || curve(&report))
+            let name = args.positional.or(args.router);
+            let name = name.unwrap_or_else(|| "c2mabv".to_owned());
+            let reports = args.world.play(&[name], &args.settings, global, printer)?;
+            match &reports[..] {
+                [report] => printer.value(report, || curve(report)),
+                _ => Ok(()),
+            }
         }
         What::Compare(args) => {
-            let routers = args.routers.iter().map(|text| router(&folders, text, &[]));
-            let reports = args
-                .world
-                .play(&routers.collect::<Result<Vec<_>>>()?, printer)?;
+            let named = args.positional.iter().chain(&args.routers).cloned();
+            let mut names: Vec<String> = named.collect();
+            if names.is_empty() {
+                names = line_up(&args.world.environment()?, args.world.rounds);
+            }
+            args.world.check(args.at)?;
+            let mut reports = args.world.play(&names, &args.settings, global, printer)?;
+            if let Some(at) = args.at {
+                for report in &mut reports {
+                    report.checkpoints.retain(|point| point.t <= at);
+                }
+            }
             printer.value(&reports, || comparison(&reports))
         }
     }
+}
+
+/// The routers of the reference figures (ALGORITHMS 1.8) for T rounds of this world.
+fn line_up(environment: &Environment, rounds: u64) -> Vec<String> {
+    let figures =
+        format!("horizon={rounds},cost_scale=1,awc=greedy,order=cost,budget_mode=average");
+    let ours = [
+        ("0.3", "0.05"),
+        ("1", "0.05"),
+        ("0.3", "0.01"),
+        ("1", "0.01"),
+    ]
+    .map(|(mu, c)| format!("c2mabv,alpha_mu={mu},alpha_c={c},{figures}"));
+    let others = [
+        "baselines:epsilon-greedy,budgeted=true",
+        "baselines:epsilon-greedy,budgeted=false",
+        "baselines:cucb",
+        "baselines:thompson",
+        "baselines:fixed,by=cheapest",
+    ]
+    .map(str::to_owned);
+    // Always one LLM: its set is that one arm, whatever N is.
+    let mut arms: Vec<_> = environment.arms.iter().collect();
+    arms.sort_by(|a, b| a.cost.total_cmp(&b.cost));
+    let ends = arms.last().into_iter().chain(arms.first());
+    let always = ends.map(|arm| format!("baselines:fixed,arms=[\"{}\"]", arm.id));
+    ours.into_iter().chain(others).chain(always).collect()
+}
+
+/// Does `work` on this thread, with a bar on stderr; Ctrl-C ends it at its next round.
+pub fn look_on<T>(
+    total: u64,
+    threads: Option<NonZeroUsize>,
+    work: impl FnOnce(&Watch) -> Result<T>,
+) -> Result<T> {
+    let watch = Arc::new(Watch::new(threads));
+    let bar = ProgressBar::new(total);
+    let style = ProgressStyle::with_template("{bar:32} {human_pos}/{human_len} rounds, {eta} left");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let (looked_on, shown) = (Arc::clone(&watch), bar.clone());
+    let looker = tokio::spawn(async move {
+        let mut tick = tokio::time::interval(Duration::from_millis(200));
+        let mut asked = pin!(tokio::signal::ctrl_c());
+        loop {
+            tokio::select! {
+                Ok(()) = &mut asked => return looked_on.stop(),
+                _ = tick.tick() => shown.set_position(looked_on.rounds()),
+            }
+        }
+    });
+    let done = work(&watch);
+    looker.abort();
+    bar.finish_and_clear();
+    done
 }
 
 /// A router plugin, loaded, with its settings.
@@ -142,7 +259,10 @@ pub fn router(folders: &[Utf8PathBuf], text: &str, with: &[String]) -> Result<Ro
 
 /// A run that came to an early end.
 pub fn play_error(error: &PlayError) -> CliError {
-    CliError::new(ExitCode::Plugin, chain(error))
+    match error {
+        PlayError::Stopped => CliError::new(ExitCode::Interrupted, "stopped"),
+        _ => CliError::new(ExitCode::Plugin, chain(error)),
+    }
 }
 
 /// Says that a router was not itself.
@@ -164,41 +284,82 @@ pub fn plus_minus(estimate: &Estimate, digits: usize) -> String {
 }
 
 impl WorldArgs {
-    /// One report for each router, and the plot if one is wanted.
-    fn play(&self, routers: &[RouterSource], printer: Printer) -> Result<Vec<SimReport>> {
-        let environment = Environment::open(&self.env).map_err(|error| {
+    fn environment(&self) -> Result<Environment> {
+        Environment::open(&self.env).map_err(|error| {
             let code = match error.kind {
                 EnvironmentErrorKind::Read(_) => ExitCode::Usage,
                 _ => ExitCode::Failed,
             };
             CliError::new(code, chain(&error))
-        })?;
-        let settings = SimSettings {
+        })
+    }
+
+    /// Refuses a round at which no figures are taken.
+    fn check(&self, at: Option<u64>) -> Result<()> {
+        let points = checkpoints(self.rounds);
+        match at {
+            Some(at) if !points.contains(&at) => {
+                let points: Vec<String> = points.iter().map(u64::to_string).collect();
+                let text = format!("no figures are taken at round {at}");
+                let hint = format!("--at takes one of {}", points.join(", "));
+                Err(CliError::new(ExitCode::Usage, text).hint(hint))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn settings(&self, environment: &Environment) -> SimSettings {
+        SimSettings {
             mode: self.mode.into(),
             max_arms: self.max_arms,
             budget: self.budget.or(environment.budget).unwrap_or(f64::INFINITY),
             rounds: self.rounds,
             seeds: self.seeds,
             first_seed: self.seed,
-        };
-        let mut reports = Vec::new();
-        for router in routers {
-            let report = simulate(&environment, &settings, router.label(), &|| router.start());
-            let report = report.map_err(|error| play_error(&error))?;
+            known_costs: self.known_prices,
+        }
+    }
+
+    /// One report for each router, and the plot if one is wanted.
+    fn play(
+        &self,
+        names: &[String],
+        settings: &RouterSettings,
+        global: &Global,
+        printer: Printer,
+    ) -> Result<Vec<SimReport>> {
+        let environment = self.environment()?;
+        let (global, with) = settings.split(global);
+        let folders = open::plugin_folders(&open::settings(&global, Vec::new())?);
+        let routers = names.iter().map(|text| router(&folders, text, &with));
+        let routers = routers.collect::<Result<Vec<_>>>()?;
+        let settings = self.settings(&environment);
+        let rounds = self.rounds * u64::from(self.seeds) * routers.len() as u64;
+        let reports = look_on(rounds, self.threads, |watch| {
+            let play = |router: &RouterSource| {
+                let start = || router.start();
+                let report = simulate(&environment, &settings, router.label(), &start, watch);
+                report.map_err(|error| play_error(&error))
+            };
+            routers.iter().map(play).collect::<Result<Vec<_>>>()
+        })?;
+        for report in &reports {
             let reason = report.fallback_reason.as_deref();
             note_fallbacks(printer, &report.router, report.fallbacks, reason);
-            reports.push(report);
         }
         if let Some(path) = &self.plot {
-            std::fs::write(path, svg(&reports)).map_err(|error| {
-                CliError::new(
-                    ExitCode::Failed,
-                    format!("write the plot `{path}`: {error}"),
-                )
-            })?;
+            write_plot(path, &svg(&reports))?;
         }
         Ok(reports)
     }
+}
+
+/// Writes a picture.
+pub fn write_plot(path: &Utf8PathBuf, svg: &str) -> Result<()> {
+    std::fs::write(path, svg).map_err(|error| {
+        let text = format!("write the plot `{path}`: {error}");
+        CliError::new(ExitCode::Failed, text)
+    })
 }
 
 /// The world in a line.
