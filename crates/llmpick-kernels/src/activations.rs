@@ -30,11 +30,21 @@ pub struct Activations {
 }
 
 impl Activations {
-    /// Quantises the rows of `x`, `cols` numbers each, in groups of at most `most`.
+    /// Quantises `rows` rows of `cols` numbers each, in groups of at most `most`.
+    ///
+    /// `part` gives the numbers of a range of rows. It is asked once for each group,
+    /// in the task that quantises it, and may make them first.
     ///
     /// The last columns of a row that are no whole block are left out.
-    pub fn fill(&mut self, level: Level, pool: &Pool, x: &[f32], cols: usize, most: usize) {
-        self.rows = x.len() / cols;
+    pub fn fill<'x>(
+        &mut self,
+        level: Level,
+        pool: &Pool,
+        (rows, cols): (usize, usize),
+        most: usize,
+        part: &(dyn Fn(Range<usize>) -> &'x [f32] + Sync),
+    ) {
+        self.rows = rows;
         self.blocks = cols / COLS;
         self.most = most;
         let words = self.rows * self.blocks * ROW_BYTES / 4;
@@ -47,7 +57,7 @@ impl Activations {
             let rows = self.group(group);
             let at = rows.start * self.blocks * ROW_BYTES / 4;
             let len = rows.len() * self.blocks * ROW_BYTES / 4;
-            let x = &x[rows.start * cols..rows.end * cols];
+            let x = part(rows.clone());
             // SAFETY: groups follow each other, so each task has a part of its own,
             // and the parts together are the `words` made room for above.
             let to = unsafe { std::slice::from_raw_parts_mut(data.0.add(at), len) };
@@ -173,7 +183,10 @@ mod tests {
 
     fn rows(level: Level, x: &[f32], cols: usize, most: usize) -> Vec<Vec<u8>> {
         let mut activations = Activations::default();
-        activations.fill(level, &Pool::new(2), x, cols, most);
+        let shape = (x.len() / cols, cols);
+        activations.fill(level, &Pool::new(2), shape, most, &|rows| {
+            &x[rows.start * cols..rows.end * cols]
+        });
         let mut rows = Vec::new();
         for group in 0..activations.groups() {
             let n = activations.group(group).len();

@@ -1,8 +1,6 @@
 //! Attention of new positions to a cache that grows in place.
 //!
-//! Keys are kept in blocks of sixteen positions, one number of all sixteen after the
-//! other, so that sixteen scores are one sum without any shuffling; values are kept
-//! row by row. Scores are worked on 64 positions at a time with a running maximum
+//! Scores are worked on 64 positions at a time with a running maximum
 //! (online softmax), so a long prompt needs no matrix of them. Blocks begin at
 //! multiples of 64 whatever the query, and what a query must not see adds an exact
 //! zero: the order of its sums does not depend on its neighbours.
@@ -12,224 +10,16 @@
     reason = "rows and lanes are counted, as in the formulas"
 )]
 
-use std::cell::Cell;
-
-use half::{f16, slice::HalfFloatSliceExt};
+use std::{cell::Cell, ops::Range};
 
 use crate::{
-    Pool,
+    KvCache, Pool,
+    cache::{LANES, STEP, Store, Stored},
     lanes::{Kernel, Lanes, Level, exp, largest, run, sum},
 };
 
-/// Positions that share a block of keys.
-const LANES: usize = 16;
-/// Positions between two looks at the maximum, and what a cache's room is counted in.
-const STEP: usize = 64;
 /// Most queries that share a pass over keys and values.
 const QUERIES: usize = 4;
-
-/// How the cache keeps its numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum KvType {
-    /// Half precision: half the memory and half the traffic.
-    F16,
-    /// Single precision.
-    #[default]
-    F32,
-}
-
-/// Keys and values of one layer and one sequence.
-///
-/// Both are kept by head, then by position, so that a head reads one stretch of
-/// memory. Writing a position a second time replaces it; room grows by doubling.
-#[derive(Debug, Clone)]
-pub struct KvCache {
-    kv_heads: usize,
-    head_dim: usize,
-    /// `head_dim`, rounded up to whole lanes: the length of a row of values.
-    value_dim: usize,
-    len: usize,
-    capacity: usize,
-    store: Store,
-}
-
-#[derive(Debug, Clone)]
-enum Store {
-    F16(Pair<f16>),
-    F32(Pair<f32>),
-}
-
-/// `[head][position / 16][number][position % 16]` and `[head][position][number]`.
-#[derive(Debug, Clone, Default)]
-struct Pair<T> {
-    keys: Vec<T>,
-    values: Vec<T>,
-}
-
-impl KvCache {
-    /// An empty cache for `kv_heads` heads of `head_dim` numbers.
-    ///
-    /// # Panics
-    /// If either is zero.
-    pub fn new(kv_heads: usize, head_dim: usize, kind: KvType) -> KvCache {
-        assert!(kv_heads > 0 && head_dim > 0, "a cache needs heads");
-        let store = match kind {
-            KvType::F16 => Store::F16(Pair::default()),
-            KvType::F32 => Store::F32(Pair::default()),
-        };
-        let value_dim = head_dim.next_multiple_of(LANES);
-        KvCache {
-            kv_heads,
-            head_dim,
-            value_dim,
-            len: 0,
-            capacity: 0,
-            store,
-        }
-    }
-
-    /// Positions held.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether no position is held.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Forgets the positions from `len` on; the room stays.
-    pub fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
-    }
-
-    /// Bytes taken.
-    pub fn size_bytes(&self) -> usize {
-        let each = match self.store {
-            Store::F16(_) => 2,
-            Store::F32(_) => 4,
-        };
-        each * self.kv_heads * (self.head_dim + self.value_dim) * self.capacity
-    }
-
-    /// Makes room for `positions` positions.
-    pub fn reserve(&mut self, positions: usize) {
-        if positions <= self.capacity {
-            return;
-        }
-        let capacity = positions.max(2 * self.capacity).next_multiple_of(STEP);
-        match &mut self.store {
-            Store::F16(pair) => {
-                pair.grow(
-                    self.kv_heads,
-                    self.head_dim,
-                    self.value_dim,
-                    self.capacity,
-                    capacity,
-                );
-            }
-            Store::F32(pair) => {
-                pair.grow(
-                    self.kv_heads,
-                    self.head_dim,
-                    self.value_dim,
-                    self.capacity,
-                    capacity,
-                );
-            }
-        }
-        self.capacity = capacity;
-    }
-
-    /// Writes the keys and values of the positions from `start` on: each
-    /// `m × kv_heads × head_dim`, row-major. The cache then ends with the last of
-    /// them.
-    ///
-    /// # Panics
-    /// If the two lengths differ or are not whole positions, or if `start` leaves a
-    /// gap after the positions held.
-    pub fn write(&mut self, start: usize, keys: &[f32], values: &[f32]) {
-        let width = self.kv_heads * self.head_dim;
-        assert_eq!(
-            keys.len(),
-            values.len(),
-            "keys and values must have the same length"
-        );
-        assert!(
-            keys.len().is_multiple_of(width),
-            "keys must be whole positions"
-        );
-        assert!(start <= self.len, "positions must be written without gaps");
-        let m = keys.len() / width;
-        self.reserve(start + m);
-        let places = Places {
-            head_dim: self.head_dim,
-            value_dim: self.value_dim,
-            capacity: self.capacity,
-            start,
-        };
-        match &mut self.store {
-            Store::F16(pair) => {
-                let mut half = vec![f16::ZERO; 2 * keys.len()];
-                let (half_keys, half_values) = half.split_at_mut(keys.len());
-                half_keys.convert_from_f32_slice(keys);
-                half_values.convert_from_f32_slice(values);
-                pair.write(&places, half_keys, half_values, width);
-            }
-            Store::F32(pair) => pair.write(&places, keys, values, width),
-        }
-        self.len = start + m;
-    }
-}
-
-/// Where numbers lie in a [`Pair`].
-struct Places {
-    head_dim: usize,
-    value_dim: usize,
-    capacity: usize,
-    start: usize,
-}
-
-impl<T: Copy + Default> Pair<T> {
-    fn grow(&mut self, heads: usize, key_dim: usize, value_dim: usize, from: usize, to: usize) {
-        self.keys = restride(&self.keys, heads, from * key_dim, to * key_dim);
-        self.values = restride(&self.values, heads, from * value_dim, to * value_dim);
-    }
-
-    fn write(&mut self, places: &Places, keys: &[T], values: &[T], width: usize) {
-        let &Places {
-            head_dim,
-            value_dim,
-            capacity,
-            start,
-        } = places;
-        let rows = keys.chunks_exact(width).zip(values.chunks_exact(width));
-        for (position, (keys, values)) in rows.enumerate() {
-            let position = start + position;
-            let heads = keys
-                .chunks_exact(head_dim)
-                .zip(values.chunks_exact(head_dim));
-            for (head, (key, value)) in heads.enumerate() {
-                let at = (head * capacity + position / LANES * LANES) * head_dim;
-                let block = &mut self.keys[at..at + LANES * head_dim];
-                for (to, from) in block.chunks_exact_mut(LANES).zip(key) {
-                    to[position % LANES] = *from;
-                }
-                let at = (head * capacity + position) * value_dim;
-                self.values[at..at + head_dim].copy_from_slice(value);
-            }
-        }
-    }
-}
-
-/// Gives each head `to` numbers of room instead of `from`.
-fn restride<T: Copy + Default>(old: &[T], heads: usize, from: usize, to: usize) -> Vec<T> {
-    let mut new = vec![T::default(); heads * to];
-    for head in 0..heads {
-        new[head * to..head * to + from].copy_from_slice(&old[head * from..(head + 1) * from]);
-    }
-    new
-}
 
 /// What attention needs to know of a layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -282,8 +72,12 @@ fn attention_at(
     assert!(q.len().is_multiple_of(width), "q must be whole positions");
     let m = q.len() / width;
     assert!(
-        start + m <= cache.len,
+        start + m <= cache.len(),
         "keys must be written before they are read"
+    );
+    assert!(
+        m == 0 || first_seen(spec, start) >= cache.held().start,
+        "a ring must hold what is seen"
     );
     let group = spec.heads / cache.kv_heads;
     // All queries of a key head, position by position, are cut into tasks. With few
@@ -372,6 +166,9 @@ fn group_of(
                     positions: &positions,
                     keys: head_of(&$pair.keys, kv_head, cache.kv_heads),
                     values: head_of(&$pair.values, kv_head, cache.kv_heads),
+                    key_scales: head_of(&$pair.key_scales, kv_head, cache.kv_heads),
+                    value_scales: head_of(&$pair.value_scales, kv_head, cache.kv_heads),
+                    capacity: cache.capacity,
                     acc: &mut room.acc,
                 }),)+
                 other => unreachable!("a group has 1 to {QUERIES} queries, not {other}"),
@@ -379,6 +176,7 @@ fn group_of(
         };
     }
     match &cache.store {
+        Store::Int8(pair) => go!(pair, 1 2 3 4),
         Store::F16(pair) => go!(pair, 1 2 3 4),
         Store::F32(pair) => go!(pair, 1 2 3 4),
     }
@@ -389,25 +187,11 @@ fn head_of<T>(all: &[T], head: usize, heads: usize) -> &[T] {
     &all[head * size..(head + 1) * size]
 }
 
-/// A number as the cache keeps it.
-trait Stored {
-    /// Sixteen of them.
-    unsafe fn load<L: Lanes>(p: *const Self) -> L::F;
-}
-
-impl Stored for f16 {
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(p: *const f16) -> L::F {
-        // SAFETY: the caller's pointer is good for sixteen halves.
-        unsafe { L::load_f16(p.cast()) }
-    }
-}
-
-impl Stored for f32 {
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(p: *const f32) -> L::F {
-        // SAFETY: the caller's pointer is good for sixteen numbers.
-        unsafe { L::load(p) }
+/// The first position that `position` sees.
+fn first_seen(spec: &AttentionSpec, position: usize) -> usize {
+    match spec.window {
+        Some(window) => (position + 1).saturating_sub(window.max(1)),
+        None => 0,
     }
 }
 
@@ -421,6 +205,11 @@ struct Group<'a, T, const R: usize> {
     positions: &'a [usize; QUERIES],
     keys: &'a [T],
     values: &'a [T],
+    /// Of each slot, for numbers that are scaled.
+    key_scales: &'a [f32],
+    value_scales: &'a [f32],
+    /// Slots. Positions beyond them begin again at the first.
+    capacity: usize,
     acc: &'a mut [f32],
 }
 
@@ -435,31 +224,43 @@ impl<T: Stored, const R: usize> Kernel for Group<'_, T, R> {
         assert!(R <= QUERIES && value_dim.is_multiple_of(LANES));
         assert!(self.q.len() >= R * head_dim && self.acc.len() >= R * value_dim);
         let last = self.positions[R - 1];
-        // Room is counted in steps, so a step that has begun is there as a whole.
-        let room = (last / STEP + 1) * STEP;
+        // Slots are counted in steps, so a step that has begun is there as a whole.
+        let room = self.capacity;
+        assert!(room > 0 && room.is_multiple_of(STEP));
         assert!(self.keys.len() >= room * head_dim && self.values.len() >= room * value_dim);
+        if T::SCALED {
+            assert!(self.key_scales.len() >= room && self.value_scales.len() >= room);
+        }
 
-        let first_of = |position: usize| match self.spec.window {
-            Some(window) => (position + 1).saturating_sub(window.max(1)),
-            None => 0,
-        };
         let mut max = [f32::NEG_INFINITY; R];
         let mut total = [0f32; R];
         let mut scores: Scores<R> = [[0.0; STEP]; R];
-        let first = first_of(self.positions[0]);
+        let first = first_seen(self.spec, self.positions[0]);
         for base in (first / STEP * STEP..=last).step_by(STEP) {
             let end = (last + 1).min(base + STEP);
-            // SAFETY: the lengths were compared above; positions up to `room` exist.
+            let slot = base % room;
+            // SAFETY: the lengths were compared above, and `slot` begins a step of the
+            // `room` slots there are.
             unsafe {
-                score::<L, T, R>(self.q, self.keys, head_dim, base, end, &mut scores);
+                score::<L, T, R>(self.q, self.keys, head_dim, slot, end - base, &mut scores);
+                if T::SCALED {
+                    for scores in &mut scores {
+                        rescale::<L>(scores, &self.key_scales[slot..slot + STEP]);
+                    }
+                }
                 for r in 0..R {
-                    let sees = first_of(self.positions[r])..self.positions[r] + 1;
+                    let sees = first_seen(self.spec, self.positions[r])..self.positions[r] + 1;
                     mask(self.spec, base, sees, &mut scores[r]);
                     let acc = &mut self.acc[r * value_dim..(r + 1) * value_dim];
                     weigh::<L>(&mut scores[r], &mut max[r], &mut total[r], acc);
                 }
+                if T::SCALED {
+                    for scores in &mut scores {
+                        rescale::<L>(scores, &self.value_scales[slot..slot + STEP]);
+                    }
+                }
                 let from = first.max(base);
-                self.add_values::<L>(&scores, from, end);
+                self.add_values::<L>(&scores, slot, from - base..end - base);
             }
         }
         for r in 0..R {
@@ -471,22 +272,22 @@ impl<T: Stored, const R: usize> Kernel for Group<'_, T, R> {
     }
 }
 
-/// `q · k` for the positions from `base` to `end`, and for those that fill up two
-/// blocks of keys with them.
+/// `q · k` for `count` positions whose keys begin at `slot`, and for those that fill up
+/// two blocks of keys with them.
 #[inline(always)]
 unsafe fn score<L: Lanes, T: Stored, const R: usize>(
     q: &[f32],
     keys: &[T],
     head_dim: usize,
-    base: usize,
-    end: usize,
+    slot: usize,
+    count: usize,
     scores: &mut Scores<R>,
 ) {
-    for at in (0..end - base).step_by(2 * LANES) {
-        // SAFETY: `base` is a multiple of the step, and the caller vouches for room
+    for at in (0..count).step_by(2 * LANES) {
+        // SAFETY: `slot` is a multiple of the step, and the caller vouches for room
         // for whole steps of keys and for `R` queries.
         unsafe {
-            let one = keys.as_ptr().add((base + at) * head_dim);
+            let one = keys.as_ptr().add((slot + at) * head_dim);
             let two = one.add(LANES * head_dim);
             let mut acc = [[L::splat(0.0); 2]; R];
             for i in 0..head_dim {
@@ -505,6 +306,22 @@ unsafe fn score<L: Lanes, T: Stored, const R: usize>(
                 L::store(to, acc[r][0]);
                 L::store(to.add(LANES), acc[r][1]);
             }
+        }
+    }
+}
+
+/// Multiplies the scores or weights of a step by the scales of their positions.
+///
+/// A weight of zero stays zero whatever the scale: what a query does not see may be
+/// what an earlier lap of the ring left.
+#[inline(always)]
+unsafe fn rescale<L: Lanes>(scores: &mut [f32; STEP], scales: &[f32]) {
+    assert!(scales.len() >= STEP);
+    // SAFETY: both hold a step of numbers.
+    unsafe {
+        for at in (0..STEP).step_by(LANES) {
+            let p = scores.as_mut_ptr().add(at);
+            L::store(p, L::mul(L::load(p), L::load(scales.as_ptr().add(at))));
         }
     }
 }
@@ -577,20 +394,24 @@ unsafe fn weigh<L: Lanes>(
 }
 
 impl<T: Stored, const R: usize> Group<'_, T, R> {
-    /// Adds the weighted values of the positions from `from` to `end`, which lie in
-    /// one step.
+    /// Adds the weighted values of some positions of the step that begins at `slot`.
     #[inline(always)]
-    unsafe fn add_values<L: Lanes>(&mut self, scores: &Scores<R>, from: usize, end: usize) {
+    unsafe fn add_values<L: Lanes>(
+        &mut self,
+        scores: &Scores<R>,
+        slot: usize,
+        range: Range<usize>,
+    ) {
         let lanes = self.dims.1 / LANES;
         let mut i = 0;
         // SAFETY: rows of values are `lanes` times sixteen numbers, and so are the sums.
         unsafe {
             while i + 4 <= lanes {
-                self.add_columns::<L, 4>(scores, from, end, i * LANES);
+                self.add_columns::<L, 4>(scores, slot, range.clone(), i * LANES);
                 i += 4;
             }
             while i < lanes {
-                self.add_columns::<L, 1>(scores, from, end, i * LANES);
+                self.add_columns::<L, 1>(scores, slot, range.clone(), i * LANES);
                 i += 1;
             }
         }
@@ -601,8 +422,8 @@ impl<T: Stored, const R: usize> Group<'_, T, R> {
     unsafe fn add_columns<L: Lanes, const N: usize>(
         &mut self,
         scores: &Scores<R>,
-        from: usize,
-        end: usize,
+        slot: usize,
+        range: Range<usize>,
         column: usize,
     ) {
         let value_dim = self.dims.1;
@@ -615,14 +436,14 @@ impl<T: Stored, const R: usize> Group<'_, T, R> {
                     acc[r][n] = L::load(sums.add(r * value_dim + n * LANES));
                 }
             }
-            for position in from..end {
-                let value = self.values.as_ptr().add(position * value_dim + column);
+            for at in range {
+                let value = self.values.as_ptr().add((slot + at) * value_dim + column);
                 let mut v = [L::splat(0.0); N];
                 for n in 0..N {
                     v[n] = T::load::<L>(value.add(n * LANES));
                 }
                 for r in 0..R {
-                    let weight = L::splat(scores[r][position % STEP]);
+                    let weight = L::splat(scores[r][at]);
                     for n in 0..N {
                         acc[r][n] = L::fma(weight, v[n], acc[r][n]);
                     }
@@ -640,12 +461,17 @@ impl<T: Stored, const R: usize> Group<'_, T, R> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::Random;
+    use crate::{KvType, testing::Random};
 
     #[test]
     fn all_forms_give_the_same_bits() {
         let pool = Pool::new(2);
-        for (head_dim, kind) in [(64, KvType::F32), (20, KvType::F32), (128, KvType::F16)] {
+        for (head_dim, kind) in [
+            (64, KvType::F32),
+            (20, KvType::F32),
+            (128, KvType::F16),
+            (80, KvType::Int8),
+        ] {
             for window in [None, Some(50)] {
                 let mut random = Random::new(head_dim as u64);
                 let (positions, heads) = (130, 4);

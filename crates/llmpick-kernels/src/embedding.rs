@@ -7,7 +7,10 @@ use std::{ops::Range, sync::Arc};
 
 use candle_core::quantized::GgmlDType;
 
-use crate::{Format, KernelError, format::dequantise};
+use crate::{
+    Format, KernelError,
+    format::{dequantise, first_not_finite},
+};
 
 /// A `rows × cols` table in a GGML format, kept in the bytes it came in.
 #[derive(Clone)]
@@ -73,7 +76,8 @@ impl Embedding {
     /// Writes row `row` to `out`, which is [`Embedding::cols`] long.
     ///
     /// # Errors
-    /// [`KernelError::Row`] if there is no such row.
+    /// [`KernelError::Row`] if there is no such row, [`KernelError::NotFinite`] if it
+    /// holds a number that is not finite.
     ///
     /// # Panics
     /// If `out` has another length.
@@ -92,6 +96,9 @@ impl Embedding {
             .as_ref()
             .get(start..start + stride)
             .ok_or(missing)?;
+        if first_not_finite(self.format, bytes, stride).is_some() {
+            return Err(KernelError::NotFinite { row });
+        }
         dequantise(self.format, bytes, out);
         Ok(())
     }
@@ -137,6 +144,11 @@ mod tests {
                 embedding.row(rows, &mut out),
                 Err(KernelError::Row { row: rows, rows })
             );
+            let damaged: Arc<dyn AsRef<[u8]> + Send + Sync> = Arc::new(vec![0xFF; table.len()]);
+            let whole = 0..table.len();
+            let damaged = Embedding::from_ggml(format.ggml(), rows, cols, damaged, whole).unwrap();
+            let refused = damaged.row(2, &mut out);
+            assert_eq!(refused, Err(KernelError::NotFinite { row: 2 }));
             let short = Embedding::from_ggml(format.ggml(), rows, cols, file.clone(), 13..20);
             assert!(matches!(short, Err(KernelError::Size { given: 7, .. })));
             let far = Embedding::from_ggml(format.ggml(), rows, cols, file, 0..usize::MAX);

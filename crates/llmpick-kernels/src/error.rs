@@ -43,6 +43,12 @@ pub enum KernelError {
         /// Columns of the matrix.
         cols: usize,
     },
+    /// A weight, or the scale of a block, is NaN or infinite.
+    #[error("row {row} holds a number that is not finite")]
+    NotFinite {
+        /// The first such row.
+        row: usize,
+    },
     /// A row that the table does not have was asked for.
     #[error("row {row} is outside of a table of {rows}")]
     Row {

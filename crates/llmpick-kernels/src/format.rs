@@ -187,6 +187,26 @@ pub(crate) fn dequantise(format: Format, bytes: &[u8], out: &mut [f32]) {
     }
 }
 
+/// The first row with a weight, or the scale of a block, that is no finite number.
+///
+/// `bytes` are whole rows of `row_bytes` each.
+pub(crate) fn first_not_finite(format: Format, bytes: &[u8], row_bytes: usize) -> Option<usize> {
+    /// Whether the half at `at` is finite.
+    fn half(bytes: &[u8], at: usize) -> bool {
+        bytes[at + 1] & 0x7C != 0x7C
+    }
+    let finite: fn(&[u8]) -> bool = match format {
+        Format::Q4_0 | Format::Q5_0 | Format::Q8_0 | Format::F16 => |w| half(w, 0),
+        Format::Q4_1 | Format::Q5_1 | Format::Q4_K | Format::Q5_K => |w| half(w, 0) & half(w, 2),
+        Format::Q6_K => |w| half(w, 208),
+        Format::BF16 => |w| w[1] & 0x7F != 0x7F || w[0] & 0x80 == 0,
+        Format::F32 => |w| w[3] & 0x7F != 0x7F || w[2] & 0x80 == 0,
+    };
+    bytes
+        .chunks_exact(row_bytes)
+        .position(|row| !row.chunks_exact(format.block_bytes()).all(finite))
+}
+
 /// One quantised block taken apart, everything still an integer but `d` and `m`.
 ///
 /// The weights are unsigned; formats without a minimum have an offset instead

@@ -56,3 +56,32 @@ fn shapes_are_checked() {
         Err(KernelError::UnsupportedType(GgmlDType::Q2K))
     ));
 }
+
+#[test]
+fn what_is_not_finite_is_found() {
+    for format in Format::ALL {
+        let (rows, cols) = (6, 512);
+        let good = random_weights(format, rows, cols, 3);
+        let row_bytes = good.len() / rows;
+        assert_eq!(first_not_finite(format, &good, row_bytes), None);
+        // Whatever is found makes a weight that is not finite, and the other way round.
+        let (mut found, mut random) = (0, crate::testing::Random::new(8));
+        for _ in 0..2000 {
+            let mut bytes = good.clone();
+            let at = random.bits() as usize % (bytes.len() - 1);
+            (bytes[at], bytes[at + 1]) = (random.bits() as u8 | 0x80, 0x7F);
+            let mut out = vec![0.0; rows * cols];
+            dequantise(format, &bytes, &mut out);
+            let bad = out
+                .chunks(cols)
+                .position(|row| row.iter().any(|x| !x.is_finite()));
+            let refused = first_not_finite(format, &bytes, row_bytes);
+            // A minimum may be infinite and its factors zero; the scale is refused still.
+            if bad.is_some() {
+                assert_eq!(refused, bad, "{format:?} at {at}");
+            }
+            found += usize::from(refused.is_some());
+        }
+        assert!(found > 5, "{format:?} {found}");
+    }
+}

@@ -11,20 +11,23 @@
 //! element-wise loops of [`ops`], and the [`Pool`] they run on.
 #![allow(unsafe_code)]
 
-pub use attention::{AttentionSpec, KvCache, KvType, attention};
+pub use attention::{AttentionSpec, attention};
+pub use cache::{KeyWork, KvCache, KvType};
 pub use embedding::Embedding;
 pub use error::KernelError;
 pub use format::Format;
 pub use lanes::Level;
-pub use matrix::{Matrix, matmul_many};
+pub use matrix::{Matrix, matmul_many, matmul_ready};
 pub use ops::{
     add_assign, gelu_tanh_mul, log_softmax, logsumexp, rms_norm, scale, silu_mul, softcap,
 };
 pub use pool::Pool;
 pub use rope::{RopeKind, RopeTable, rope};
+pub use rows::{RowWork, by_rows};
 
 mod activations;
 mod attention;
+mod cache;
 mod embedding;
 mod error;
 mod format;
@@ -35,6 +38,7 @@ pub mod ops;
 mod pool;
 mod product;
 mod rope;
+mod rows;
 #[doc(hidden)]
 pub mod testing;
 mod tiles;

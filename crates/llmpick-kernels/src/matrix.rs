@@ -1,14 +1,20 @@
 //! Weights and their product with activations.
 
-use std::cell::Cell;
+use std::{
+    cell::Cell,
+    ops::Range,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+};
 
 use candle_core::quantized::GgmlDType;
 
 use crate::{
     Format, KernelError, Pool,
     activations::Activations,
+    format::first_not_finite,
     lanes::Level,
     product::{self, Scratch},
+    rows::RowsOf,
     tiles,
 };
 
@@ -27,8 +33,8 @@ impl Matrix {
     /// Reads a row-major `rows × cols` tensor of a GGUF file.
     ///
     /// # Errors
-    /// If no kernel reads the type, the shape does not fit the type's blocks, or
-    /// the bytes do not fit the shape.
+    /// If no kernel reads the type, the shape does not fit the type's blocks, the
+    /// bytes do not fit the shape, or a weight or a scale is not finite.
     pub fn from_ggml(
         dtype: GgmlDType,
         rows: usize,
@@ -65,15 +71,23 @@ impl Matrix {
         let mut packed = vec![0u8; rows.div_ceil(tiles::ROWS) * tile_bytes];
         let target = Shared(packed.as_mut_ptr());
         let target = &target;
+        let damaged = AtomicUsize::new(usize::MAX);
         pool.run(rows.div_ceil(tiles::ROWS), &|task| {
             let first = task * tiles::ROWS * row_bytes;
             let last = (first + tiles::ROWS * row_bytes).min(bytes.len());
+            if let Some(row) = first_not_finite(format, &bytes[first..last], row_bytes) {
+                damaged.fetch_min(task * tiles::ROWS + row, Relaxed);
+                return;
+            }
             // SAFETY: the tiles lie one after the other in `packed`, one per task.
             let tile = unsafe {
                 std::slice::from_raw_parts_mut(target.0.add(task * tile_bytes), tile_bytes)
             };
             tiles::pack(format, &bytes[first..last], row_bytes, tile);
         });
+        if let row @ 0..usize::MAX = damaged.into_inner() {
+            return Err(KernelError::NotFinite { row });
+        }
         Ok(Matrix {
             format,
             rows,
@@ -131,6 +145,51 @@ pub fn matmul_many(pool: &Pool, x: &[f32], m: usize, products: &mut [(&Matrix, &
     matmul_at(Level::best(), pool, x, m, products);
 }
 
+/// [`matmul_many`] of rows that are made just before they are rounded, by the same
+/// task: `ready` gets some rows of `x` to fill and the same rows of `beside`, which
+/// has any width. A norm, a residual or a gate thus costs no meeting of the threads
+/// and no second reading of the rows.
+///
+/// `ready` must do to each row what it would do to it alone; then the results are
+/// those of calling it once for all rows and [`matmul_many`] after it, bit for bit.
+///
+/// # Panics
+/// As [`matmul_many`], or if `beside` is not `m` whole rows.
+pub fn matmul_ready(
+    pool: &Pool,
+    x: &mut [f32],
+    beside: &mut [f32],
+    m: usize,
+    ready: &(dyn Fn(&mut [f32], &mut [f32]) + Sync),
+    products: &mut [(&Matrix, &mut [f32])],
+) {
+    let level = Level::best();
+    let Some(cols) = check(x, m, products) else {
+        return;
+    };
+    let mut activations = ACTIVATIONS.take();
+    let most = product::group_rows(level, m);
+    {
+        let (rows, beside) = (RowsOf::new(x, m), RowsOf::new(beside, m));
+        let part = |range: Range<usize>| -> &[f32] {
+            // SAFETY: `fill`, or the loop below, asks once for every row, and nobody
+            // else has the buffers while it does.
+            let (x, beside) = unsafe { (rows.get(range.clone()), beside.get(range)) };
+            ready(x, beside);
+            x
+        };
+        if products.iter().any(|(matrix, _)| !matrix.format.is_float()) {
+            activations.fill(level, pool, (m, cols), most, &part);
+        } else {
+            pool.run(m.div_ceil(most), &|task| {
+                part(task * most..((task + 1) * most).min(m));
+            });
+        }
+    }
+    multiply(level, pool, x, &activations, products);
+    ACTIVATIONS.set(activations);
+}
+
 /// [`matmul_many`] in the form `level`, so that tests can hold the forms together.
 pub(crate) fn matmul_at(
     level: Level,
@@ -139,21 +198,39 @@ pub(crate) fn matmul_at(
     m: usize,
     products: &mut [(&Matrix, &mut [f32])],
 ) {
-    let Some(cols) = products.first().map(|(matrix, _)| matrix.cols) else {
+    let Some(cols) = check(x, m, products) else {
         return;
     };
+    let mut activations = ACTIVATIONS.take();
+    if products.iter().any(|(matrix, _)| !matrix.format.is_float()) {
+        let most = product::group_rows(level, m);
+        activations.fill(level, pool, (m, cols), most, &|rows| {
+            &x[rows.start * cols..rows.end * cols]
+        });
+    }
+    multiply(level, pool, x, &activations, products);
+    ACTIVATIONS.set(activations);
+}
+
+/// The columns of products whose lengths fit, or `None` if there is nothing to do.
+fn check(x: &[f32], m: usize, products: &[(&Matrix, &mut [f32])]) -> Option<usize> {
+    let cols = products.first().map(|(matrix, _)| matrix.cols)?;
     assert_eq!(x.len(), m * cols, "x must be m × cols");
-    for (matrix, y) in products.iter() {
+    for (matrix, y) in products {
         assert_eq!(matrix.cols, cols, "the matrices must have the same columns");
         assert_eq!(y.len(), m * matrix.rows, "y must be m × rows");
     }
-    if m == 0 {
-        return;
-    }
-    let mut activations = ACTIVATIONS.take();
-    if products.iter().any(|(matrix, _)| !matrix.format.is_float()) {
-        activations.fill(level, pool, x, cols, product::group_rows(level, m));
-    }
+    (m > 0).then_some(cols)
+}
+
+/// All tiles of all products, by whichever thread is free.
+fn multiply(
+    level: Level,
+    pool: &Pool,
+    x: &[f32],
+    activations: &Activations,
+    products: &mut [(&Matrix, &mut [f32])],
+) {
     let jobs: Vec<Job> = products
         .iter_mut()
         .map(|(matrix, y)| Job::new(pool, matrix, y))
@@ -163,14 +240,13 @@ pub(crate) fn matmul_at(
         for job in &jobs {
             if task < job.tasks {
                 let mut scratch = SCRATCH.take();
-                job.run(level, task, x, &activations, &mut scratch);
+                job.run(level, task, x, activations, &mut scratch);
                 SCRATCH.set(scratch);
                 return;
             }
             task -= job.tasks;
         }
     });
-    ACTIVATIONS.set(activations);
 }
 
 thread_local! {
@@ -246,6 +322,40 @@ mod tests {
 
     use super::*;
     use crate::testing::{Random, random_weights};
+
+    #[test]
+    fn rows_made_on_the_way_give_the_same_bits() {
+        let pool = Pool::new(2);
+        let (cols, other, rows) = (256, 24, 33);
+        for format in Format::ALL {
+            let bytes = random_weights(format, rows, cols, 5);
+            let matrix = Matrix::from_ggml(format.ggml(), rows, cols, &bytes).unwrap();
+            for m in [1, 4, 5, 31, 128] {
+                let x = Random::new(6).vec(m * cols);
+                let beside = Random::new(7).vec(m * other);
+                let ready = |x: &mut [f32], beside: &mut [f32]| {
+                    let rows = x.chunks_mut(cols).zip(beside.chunks_mut(other));
+                    for (x, beside) in rows {
+                        beside[0] += x[0];
+                        x.iter_mut().for_each(|x| *x *= beside[0] + beside[1]);
+                    }
+                };
+                let (mut x1, mut beside1) = (x.clone(), beside.clone());
+                ready(&mut x1, &mut beside1);
+                let mut wanted = vec![f32::NAN; m * rows];
+                matrix.matmul(&pool, &x1, m, &mut wanted);
+                let (mut x2, mut beside2) = (x.clone(), beside.clone());
+                let mut y = vec![f32::NAN; m * rows];
+                let products = &mut [(&matrix, &mut y[..])];
+                matmul_ready(&pool, &mut x2, &mut beside2, m, &ready, products);
+                assert_eq!((x1, beside1, wanted), (x2, beside2, y), "{format:?} {m}");
+            }
+            let mut y = vec![0.0; rows];
+            let none = &|_: &mut [f32], beside: &mut [f32]| assert!(beside.is_empty());
+            let (x, products) = (&mut vec![0.5; cols], &mut [(&matrix, &mut y[..])]);
+            matmul_ready(&pool, x, &mut [], 1, none, products);
+        }
+    }
 
     #[test]
     fn all_forms_give_the_same_bits() {

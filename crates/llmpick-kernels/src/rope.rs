@@ -18,6 +18,8 @@ pub enum RopeKind {
 pub struct RopeTable {
     /// Radians per position for each pair.
     frequencies: Vec<f64>,
+    /// What the cosines and sines are multiplied by.
+    magnitude: f64,
     /// For each position the cosines of all pairs, then their sines.
     turns: Vec<f32>,
 }
@@ -38,8 +40,15 @@ impl RopeTable {
             let exponent = -2.0 * i as f64 / rotary_dim as f64;
             f64::from(base).powf(exponent) * f64::from(position_scale) / factor
         });
+        RopeTable::with_frequencies(frequencies.collect(), 1.0)
+    }
+
+    /// A table with the radians per position of each pair as given. Turned numbers are
+    /// multiplied by `magnitude`: YaRN and LongRoPE sharpen attention that way.
+    pub fn with_frequencies(frequencies: Vec<f64>, magnitude: f64) -> RopeTable {
         RopeTable {
-            frequencies: frequencies.collect(),
+            frequencies,
+            magnitude,
             turns: Vec::new(),
         }
     }
@@ -67,8 +76,10 @@ impl RopeTable {
             .frequencies
             .iter()
             .map(|f| (f * position as f64).sin_cos());
-        let (sines, mut turns): (Vec<f32>, Vec<f32>) =
-            angles.map(|(sin, cos)| (sin as f32, cos as f32)).unzip();
+        let size = self.magnitude;
+        let (sines, mut turns): (Vec<f32>, Vec<f32>) = angles
+            .map(|(sin, cos)| ((sin * size) as f32, (cos * size) as f32))
+            .unzip();
         turns.extend(sines);
         turns
     }
@@ -178,5 +189,11 @@ mod tests {
         rope(&mut y, 1, 4, 0, &plain, RopeKind::Norm);
         let half = (0.1f64).cos() as f32; // 8 · ¼ · 100^(−½) / 2
         assert!((x[2] - half).abs() < 1e-6);
+        let mut z = [1.0, 0.0, 1.0, 0.0];
+        let grown = RopeTable::with_frequencies(vec![0.25, 0.0125], 1.5);
+        rope(&mut z, 1, 4, 8, &grown, RopeKind::Norm);
+        for (z, x) in z.iter().zip(x) {
+            assert!((z - 1.5 * x).abs() < 1e-6);
+        }
     }
 }

@@ -38,7 +38,19 @@ impl Case {
 
     /// Feeds the positions in pieces of the given lengths, the last one repeated.
     fn run(&self, pool: &Pool, kind: KvType, pieces: &[usize]) -> Vec<f32> {
-        let mut cache = KvCache::new(self.kv_heads, self.head_dim, kind);
+        let cache = KvCache::new(self.kv_heads, self.head_dim, kind);
+        self.run_in(cache, pool, pieces)
+    }
+
+    /// As `run`, with room only for the window and the longest piece.
+    fn run_ring(&self, pool: &Pool, kind: KvType, pieces: &[usize]) -> Vec<f32> {
+        let most = pieces.iter().max().unwrap();
+        let room = self.spec.window.unwrap() + most;
+        let cache = KvCache::ring(self.kv_heads, self.head_dim, kind, room);
+        self.run_in(cache, pool, pieces)
+    }
+
+    fn run_in(&self, mut cache: KvCache, pool: &Pool, pieces: &[usize]) -> Vec<f32> {
         let (wide, narrow) = (
             self.spec.heads * self.head_dim,
             self.kv_heads * self.head_dim,
@@ -121,6 +133,48 @@ impl Case {
         for (o, e) in half.iter().zip(self.exact()) {
             assert!((f64::from(*o) - e).abs() < 3e-3, "half: {o} instead of {e}");
         }
+        let eight = self.run(pool, KvType::Int8, &[self.positions]);
+        assert_eq!(
+            eight,
+            self.run(pool, KvType::Int8, pieces),
+            "int8: pieces differ"
+        );
+        for (o, e) in eight.iter().zip(self.rounded().exact()) {
+            assert!((f64::from(*o) - e).abs() < 5e-6, "int8: {o} instead of {e}");
+        }
+        if self.spec.window.is_some() {
+            for (kind, wanted) in [
+                (KvType::F32, &whole),
+                (KvType::F16, &half),
+                (KvType::Int8, &eight),
+            ] {
+                assert_eq!(
+                    wanted,
+                    &self.run_ring(pool, kind, pieces),
+                    "{kind:?} in a ring"
+                );
+            }
+        }
+    }
+
+    /// The case with keys and values as eight bits keep them.
+    fn rounded(&self) -> Case {
+        let round = |all: &[f32]| {
+            let heads = all.chunks(self.head_dim).flat_map(|head| {
+                let most = head.iter().fold(0f32, |m, x| m.max(x.abs()));
+                let (scale, factor) = (most / 127.0, 127.0 / most);
+                head.iter()
+                    .map(move |x| (x * factor).round_ties_even() * scale)
+            });
+            heads.collect()
+        };
+        Case {
+            spec: self.spec,
+            q: self.q.clone(),
+            k: round(&self.k),
+            v: round(&self.v),
+            ..*self
+        }
     }
 }
 
@@ -170,6 +224,43 @@ fn a_truncated_cache_forgets() {
     attention(&pool, &case.spec, &case.q, 0, &cache, &mut out);
     assert_eq!(out, expected);
     assert!(cache.size_bytes() >= 2 * 4 * 64 * 90);
+}
+
+#[test]
+fn keys_made_on_the_way_give_the_same_bits() {
+    let pool = Pool::new(3);
+    let case = Case::new(2, 3, 20, 90, 8);
+    let (narrow, wide) = (40, 120);
+    for kind in [KvType::F32, KvType::F16, KvType::Int8] {
+        for start in [0, 5, 16] {
+            let mut plain = KvCache::new(2, 20, kind);
+            let mut shared = plain.clone();
+            for cache in [&mut plain, &mut shared] {
+                cache.write(0, &case.k[..start * narrow], &case.v[..start * narrow]);
+            }
+            let (mut keys, mut queries) = (case.k[start * narrow..].to_vec(), case.q.clone());
+            queries.drain(..start * wide);
+            let turn = |first: usize, keys: &mut [f32], queries: &mut [f32]| {
+                let rows = keys.chunks_mut(narrow).zip(queries.chunks_mut(wide));
+                for (row, (key, query)) in (first..).zip(rows) {
+                    key.iter_mut().for_each(|x| *x += row as f32);
+                    query[0] = key[1];
+                }
+            };
+            let (mut keys2, mut queries2) = (keys.clone(), queries.clone());
+            turn(0, &mut keys, &mut queries);
+            let values = &case.v[start * narrow..];
+            plain.write(start, &keys, values);
+            shared.write_ready(&pool, start, &mut keys2, values, &mut queries2, &turn);
+            assert_eq!(queries, queries2);
+            let read = |cache: &KvCache| {
+                let mut out = vec![0.0; queries.len()];
+                attention(&pool, &case.spec, &queries, start, cache, &mut out);
+                out
+            };
+            assert_eq!(read(&plain), read(&shared), "{kind:?} {start}");
+        }
+    }
 }
 
 #[test]
