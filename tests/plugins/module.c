@@ -18,6 +18,16 @@
 #define UNKNOWN_KIND 13
 #define BAD_TEXT 14
 #define LONGER 15
+/* These break no rule: they end or stall the process that runs them. */
+#define CRASH_LOAD 16
+#define HANG_LOAD 17
+#define EXIT_LOAD 18
+#define ABORT_CREATE 19
+#define HANG_CREATE 20
+#define CRASH_DESTROY 21
+#define WANTS_CONFIG 22
+#define CRASH_HERE 23
+#define CRASH_CREATE_HERE 24
 #ifndef FAULT
 #define FAULT NO_FAULT
 #endif
@@ -26,14 +36,60 @@
 extern int nobody_defines_this(void);
 #endif
 
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* A variable of the test that a child process does not get. */
+static inline int is_here(void) { return getenv("LLMPICK_TEST_CRASH") != NULL; }
+
+/* Not by a wild pointer, which a compiler may reason away. */
+static inline void crash(void) {
+  signal(SIGSEGV, SIG_DFL);
+  raise(SIGSEGV);
+}
+
+#if FAULT == CRASH_LOAD || FAULT == HANG_LOAD || FAULT == EXIT_LOAD || FAULT == CRASH_HERE
+__attribute__((constructor)) static void initialise(void) {
+#if FAULT == CRASH_LOAD
+  crash();
+#elif FAULT == HANG_LOAD
+  for (;;) pause();
+#elif FAULT == EXIT_LOAD
+  _exit(0);
+#else
+  if (is_here()) crash();
+#endif
+}
+#endif
+
 static llmpick_status create(const llmpick_host *host, llmpick_str config, void **self,
                              llmpick_error *err) {
   (void)host, (void)config, (void)err;
   *self = NULL;
+#if FAULT == ABORT_CREATE
+  fprintf(stderr, "cannot go on\n");
+  abort();
+#elif FAULT == HANG_CREATE
+  for (;;) pause();
+#elif FAULT == WANTS_CONFIG
+  err->len = 14;
+  memcpy(err->msg, "needs a secret", 14);
+  return LLMPICK_E_CONFIG;
+#elif FAULT == CRASH_CREATE_HERE
+  if (is_here()) crash();
+#endif
   return LLMPICK_OK;
 }
 
-static void destroy(void *self) { (void)self; }
+static void destroy(void *self) {
+  (void)self;
+#if FAULT == CRASH_DESTROY
+  crash();
+#endif
+}
 
 static llmpick_status choose(void *self, const llmpick_select_req *req, llmpick_decision *out,
                              llmpick_error *err) {
@@ -84,7 +140,11 @@ static const llmpick_plugin plugin = {
 #else
     .name = LLMPICK_STR("first"),
 #endif
+#ifdef VERSION
+    .version = LLMPICK_STR(VERSION),
+#else
     .version = LLMPICK_STR("1.2.3"),
+#endif
 #if FAULT == BAD_TEXT
     .description = {not_text, sizeof not_text},
 #endif

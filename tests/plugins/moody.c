@@ -2,6 +2,8 @@
  * configuration {"fault": NAME, "from": ID, "to": ID} makes every select whose request id is
  * in from..to (default: all) go wrong. And a scorer that says what the response says. */
 #include <math.h>
+#include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -144,6 +146,12 @@ static llmpick_status choose(void *this, const llmpick_select_req *req, llmpick_
   if (is(self, "slow")) nap(self->sleep_ms);
   if (is(self, "spin"))
     for (volatile int forever = 1; forever;) nap(1000);
+  if (is(self, "crash")) raise(SIGSEGV);
+  if (is(self, "exit")) exit(3);
+  if (is(self, "abort")) fprintf(stderr, "corrupted\n"), abort();
+  if (is(self, "busy_loop"))
+    for (volatile int forever = 1; forever;) continue;
+  if (is(self, "print")) printf("not for your ears\n"), fflush(stdout);
   if (is(self, "flood"))
     for (int i = 0; i < 100000; i++)
       self->host->log(self->host->ctx, LLMPICK_LOG_ERROR, key("and another thing"));
@@ -154,6 +162,9 @@ static llmpick_status feedback(void *this, const llmpick_feedback *fb, llmpick_e
   router *self = this;
   struct state *state = &self->state;
   if (is(self, "slow_feedback")) nap(self->sleep_ms);
+  if (is(self, "feedback_crash") && (int64_t)fb->request_id >= self->from &&
+      (int64_t)fb->request_id < self->to)
+    raise(SIGSEGV);
   if (is(self, "feedback_error")) return fail(err, LLMPICK_E_INTERNAL, "will not learn");
   if (isnan(fb->score)) return LLMPICK_OK;
   uint64_t i = 0;
@@ -170,6 +181,7 @@ static llmpick_status feedback(void *this, const llmpick_feedback *fb, llmpick_e
 
 static llmpick_status snapshot(void *this, const llmpick_writer *w, llmpick_error *err) {
   router *self = this;
+  if (is(self, "snapshot_crash")) raise(SIGSEGV);
   if (is(self, "huge_snapshot"))
     for (;;) {
       static const uint8_t chunk[1 << 16];
@@ -198,6 +210,7 @@ static llmpick_status score(void *self, const llmpick_score_req *req, llmpick_sc
   memcpy(text, req->response.ptr, req->response.len < 31 ? req->response.len : 31);
   if (!strcmp(text, "abstain")) return LLMPICK_E_ABSTAIN;
   if (!strcmp(text, "fail")) return fail(err, LLMPICK_E_INTERNAL, "cannot say");
+  if (!strcmp(text, "crash")) raise(SIGSEGV);
   if (!strcmp(text, "spin"))
     for (volatile int forever = 1; forever;) nap(1000);
   out->value = strtod(text, NULL);

@@ -95,14 +95,22 @@ impl Paths {
     /// the ones beside the program.
     pub fn plugin_folders(&self) -> Vec<Utf8PathBuf> {
         let mut folders = vec![self.plugins()];
-        let program = std::env::current_exe().ok();
-        let program = program.and_then(|path| Utf8PathBuf::from_path_buf(path).ok());
-        if let Some(folder) = program.as_ref().and_then(|path| path.parent()) {
-            folders.push(folder.join("plugins"));
-            if let Some(prefix) = folder.parent() {
-                folders.push(prefix.join("lib/llmpick/plugins"));
-            }
-        }
+        folders.extend(program_plugins());
         folders
     }
+}
+
+/// The folders of the plugins that come with the program.
+pub(crate) fn program_plugins() -> Vec<Utf8PathBuf> {
+    let program = std::env::current_exe().ok();
+    let program = program.and_then(|path| Utf8PathBuf::from_path_buf(path).ok());
+    let Some(folder) = program.as_ref().and_then(|path| path.parent()) else {
+        return Vec::new();
+    };
+    let prefix = folder.parent();
+    let installed = prefix.map(|prefix| prefix.join("lib/llmpick/plugins"));
+    [Some(folder.join("plugins")), installed]
+        .into_iter()
+        .flatten()
+        .collect()
 }

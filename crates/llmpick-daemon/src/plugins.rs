@@ -6,8 +6,12 @@ use camino::Utf8PathBuf;
 use llmpick_core::Router;
 use llmpick_plugin_host::{
     CreateError, FallbackRouter, FindError, Isolation, Library, LoadError, LoadOptions, PluginKind,
-    Rounding, RouterOptions, find,
+    PluginLock, Rounding, RouterOptions, find,
 };
+
+/// Makes this process the one of a plugin, if it was started as such: the first thing a
+/// program does. It lets plugins be tried out and run in processes of their own.
+pub use llmpick_plugin_host::run_if_child;
 
 use crate::Settings;
 
@@ -38,22 +42,42 @@ pub fn folders(settings: &Settings) -> Vec<Utf8PathBuf> {
     settings.router.paths.clone()
 }
 
+/// Which plugins are trusted: `plugins.lock` in the state folder.
+pub fn lock(settings: &Settings) -> PluginLock {
+    PluginLock::at(settings.paths.state.clone())
+        .pinning(settings.plugins.pin)
+        .shipped_in(crate::paths::program_plugins())
+}
+
+/// How plugins are loaded: only files that nobody else may change, held to the lock.
+pub fn load_options(settings: &Settings) -> LoadOptions {
+    LoadOptions {
+        lock: Some(lock(settings)),
+        ..LoadOptions::default()
+    }
+}
+
 /// Finds and loads the library of a plugin: a name, a path, or either with `:ROUTER`.
 ///
-/// Loading runs code of the library.
-pub fn open(folders: &[Utf8PathBuf], plugin: &str) -> Result<Arc<Library>, PluginError> {
+/// Loading runs code of the library, in a process of its own where the settings say
+/// `plugins.isolation = "process"`.
+pub fn open(settings: &Settings, plugin: &str) -> Result<Arc<Library>, PluginError> {
     let (library, _) = split(plugin);
-    let path = find(folders, library)?;
-    Ok(Library::load(&path, &LoadOptions::default())?)
+    let path = find(&folders(settings), library)?;
+    let options = load_options(settings);
+    Ok(match settings.plugins.isolation {
+        Isolation::Process => Library::load_apart(&path, &options)?,
+        Isolation::Actor | Isolation::Inline => Library::load(&path, &options)?,
+    })
 }
 
 /// The router that the settings name.
 pub(crate) fn router(settings: &Settings) -> Result<Box<dyn Router>, PluginError> {
     let chosen = &settings.router;
-    let library = open(&chosen.paths, &chosen.plugin)?;
+    let library = open(settings, &chosen.plugin)?;
     let name = router_name(&library, &chosen.plugin)?;
     let options = RouterOptions {
-        isolation: Isolation::Actor,
+        isolation: settings.plugins.isolation,
         // Dispatch has a scheduler for it, which may stand on another machine.
         rounding: Rounding::Caller,
         deadline: chosen.deadline,

@@ -3,7 +3,7 @@
 
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -19,21 +19,19 @@ const LOG_LINE: usize = 2048;
 
 /// Behind the `ctx` of one instance.
 pub(crate) struct Context {
-    plugin: String,
     config: Value,
     creating: AtomicBool,
     start: Instant,
-    limit: Mutex<LogLimit>,
+    journal: Journal,
 }
 
 impl Context {
     pub(crate) fn new(plugin: &str, config: Value) -> Self {
         Self {
-            plugin: plugin.to_owned(),
             config,
             creating: AtomicBool::new(true),
             start: Instant::now(),
-            limit: Mutex::new(LogLimit::default()),
+            journal: Journal::new(plugin),
         }
     }
 
@@ -68,8 +66,25 @@ impl Context {
             .filter(|value| !value.is_null())
             .ok_or(abi::E_ABSTAIN)
     }
+}
 
-    fn write(&self, level: u32, message: &str) {
+/// Where a plugin's lines go: at most so many of them.
+pub(crate) struct Journal {
+    plugin: String,
+    start: Instant,
+    limit: Mutex<LogLimit>,
+}
+
+impl Journal {
+    pub(crate) fn new(plugin: &str) -> Self {
+        Self {
+            plugin: plugin.to_owned(),
+            start: Instant::now(),
+            limit: Mutex::new(LogLimit::default()),
+        }
+    }
+
+    pub(crate) fn write(&self, level: u32, message: &str) {
         let now = self.start.elapsed().as_secs_f64();
         let mut limit = self.limit.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(dropped) = limit.admit(now) else {
@@ -77,6 +92,9 @@ impl Context {
         };
         drop(limit);
         let plugin = &self.plugin;
+        if TO_PARENT.load(Ordering::Relaxed) != NO_PARENT {
+            return tell_parent(level, dropped, message);
+        }
         if dropped > 0 {
             tracing::warn!(%plugin, dropped, "the plugin logs too much; lines were dropped");
         }
@@ -88,6 +106,32 @@ impl Context {
             _ => tracing::trace!(%plugin, "{message}"),
         }
     }
+}
+
+/// Begins a line on a child's stderr that is a line of the log; the level follows as a digit.
+pub(crate) const LOG_MARK: u8 = 1;
+
+const NO_PARENT: u32 = u32::MAX;
+
+/// In a child process: the chattiest level that the parent writes.
+static TO_PARENT: AtomicU32 = AtomicU32::new(NO_PARENT);
+
+/// From now on lines go to stderr, for the parent to read.
+pub(crate) fn log_to_parent(max_level: u32) {
+    TO_PARENT.store(max_level.min(abi::LOG_TRACE), Ordering::Relaxed);
+}
+
+/// One line in one write, so that lines of several threads do not mix.
+fn tell_parent(level: u32, dropped: u64, message: &str) {
+    let level = char::from(b'0' + level.clamp(abi::LOG_ERROR, abi::LOG_TRACE) as u8);
+    let mark = char::from(LOG_MARK);
+    let mut line = String::new();
+    if dropped > 0 {
+        line = format!("{mark}2{dropped} lines of its log were dropped\n");
+    }
+    line.push_str(&format!("{mark}{level}{message}\n"));
+    // Nobody is left to be told of a failure.
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
 }
 
 /// A bucket that fills with time; each line takes one.
@@ -135,10 +179,19 @@ unsafe extern "C" fn log(ctx: *mut c_void, level: u32, msg: abi::Str) {
     };
     let line = clean(&bytes[..bytes.len().min(LOG_LINE)]);
     // A subscriber that panics must not unwind into the plugin.
-    let _ = catch_unwind(AssertUnwindSafe(|| context.write(level, &line)));
+    let _ = catch_unwind(AssertUnwindSafe(|| context.journal.write(level, &line)));
 }
 
 unsafe extern "C" fn max_log_level(_ctx: *mut c_void) -> u32 {
+    max_level()
+}
+
+/// The chattiest level that is written, here or in the parent.
+pub(crate) fn max_level() -> u32 {
+    match TO_PARENT.load(Ordering::Relaxed) {
+        NO_PARENT => {}
+        level => return level,
+    }
     match LevelFilter::current() {
         LevelFilter::OFF => 0,
         LevelFilter::ERROR => abi::LOG_ERROR,

@@ -3,7 +3,7 @@
 use camino::Utf8PathBuf;
 use llmpick_plugin_abi as abi;
 
-use crate::PluginKind;
+use crate::{LockError, PluginKind};
 
 /// Why a library was not loaded.
 #[derive(Debug, thiserror::Error)]
@@ -109,9 +109,52 @@ pub enum LoadErrorKind {
         /// The function.
         function: &'static str,
     },
+    /// Other bytes than those that were trusted.
+    #[error(
+        "it changed since it was trusted (SHA-256 {}… then, {}… now): if that is as it should \
+         be, run `llmpick plugin trust {at}`",
+        short(pinned),
+        short(found)
+    )]
+    Changed {
+        /// The file.
+        at: Utf8PathBuf,
+        /// What was trusted.
+        pinned: String,
+        /// What is there.
+        found: String,
+    },
+    /// A process died of it.
+    #[error(
+        "llmpick died while it loaded this very file, so it is quarantined: if it is not to \
+         blame, run `llmpick plugin trust {at}`"
+    )]
+    Suspect {
+        /// The file.
+        at: Utf8PathBuf,
+        /// When that was found out, in seconds since 1970.
+        since: u64,
+    },
+    /// The list of trusted plugins cannot be used.
+    #[error("it cannot be held to what was trusted: {0}")]
+    Lock(#[source] LockError),
+    /// It did not survive its trial.
+    #[error("it was tried out in a process of its own, and {0}: it is not loaded here")]
+    Probe(String),
+    /// What the child process said when it loaded it.
+    #[error("{0}")]
+    Reported(String),
+    /// No process to try it out in.
+    #[error("it is to run in a process of its own, and {0}")]
+    NoChild(String),
     /// Nothing usable inside.
     #[error("it holds no router and no scorer that this llmpick knows")]
     Empty,
+}
+
+/// Enough of a hash to tell it from another.
+fn short(sha256: &str) -> &str {
+    sha256.get(..12).unwrap_or(sha256)
 }
 
 /// `1.0`.
@@ -159,6 +202,21 @@ pub enum CreateError {
         name: String,
         /// How long we waited.
         waited: std::time::Duration,
+    },
+    /// The library was loaded for processes of its own, and is asked for here.
+    #[error("start plugin `{name}`: its library may run in a process of its own only")]
+    Apart {
+        /// The plugin.
+        name: String,
+    },
+    /// Word of what runs cannot be left.
+    #[error("start plugin `{name}`: {source}")]
+    Lock {
+        /// The plugin.
+        name: String,
+        /// Why not.
+        #[source]
+        source: LockError,
     },
     /// No thread for it.
     #[error("start a thread for plugin `{name}`")]

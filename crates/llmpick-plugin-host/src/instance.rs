@@ -16,7 +16,7 @@ use crate::context::{Context, clean};
 use crate::library::{RouterTable, ScorerTable};
 
 /// Bytes of the note that a plugin may give.
-const REASON: usize = 256;
+pub(crate) const REASON: usize = 256;
 
 /// A live `self` with everything it may point to.
 struct Object {
@@ -245,6 +245,11 @@ impl RouterInstance {
         // SAFETY: `this` is live, and the feedback lives through the call.
         let status = unsafe { function(self.object.this, &raw, &mut error) };
         self.object.result(status, &error)
+    }
+
+    /// Whether it has snapshots at all.
+    pub(crate) fn keeps_state(&self) -> bool {
+        self.table.snapshot.is_some()
     }
 
     /// All that it learnt, at most `max_bytes` of it.

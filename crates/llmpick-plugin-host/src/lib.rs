@@ -5,13 +5,19 @@
 //! late or wrong one is replaced by the [`FallbackRouter`]'s, an instance that panicked is
 //! rebuilt from its last good state, and one that keeps failing is quarantined.
 //!
-//! What a plugin can still do, since it shares our memory: crash the process. A call that
-//! never returns keeps its thread for as long as the process lives; a thread cannot be
-//! taken away from code that does not give it back. At most `quarantine_after` threads are
-//! lost that way, and they do not keep the process from exiting.
+//! Where a plugin runs is its [`Isolation`]. On a thread of its own it shares our memory: it can
+//! still crash the process, and a call that never returns keeps its thread for as long as the
+//! process lives. At most `quarantine_after` threads are lost that way, and they do not keep the
+//! process from exiting. In a process of its own, neither a crash nor an endless loop costs more
+//! than one decision.
+//!
+//! What may be loaded at all is held in a [`PluginLock`]: content that is new is tried out in a
+//! process of its own, changed content is refused until somebody trusts it, and content that a
+//! process died of is not loaded again.
 #![allow(unsafe_code)]
 
 mod call;
+mod child;
 mod context;
 mod error;
 mod fallback;
@@ -19,17 +25,22 @@ mod find;
 mod instance;
 mod lane;
 mod library;
+mod lock;
+mod owned;
 mod router;
 mod schedule;
 mod scorer;
+mod sentinel;
 mod trust;
 mod verdict;
 mod worker;
 
+pub use child::{run_if_child, use_child_program};
 pub use error::{CreateError, FindError, LoadError, LoadErrorKind};
 pub use fallback::FallbackRouter;
 pub use find::{find, list};
-pub use library::{Library, LoadOptions, PluginInfo, PluginKind};
+pub use library::{Library, LoadOptions, PluginInfo, PluginKind, ProbeReport};
+pub use lock::{LockError, Pin, PluginLock, Suspect, TrustedBy};
 pub use router::{Isolation, Rounding, RouterOptions, router};
 pub use schedule::{LocalScheduler, draw, redeal};
 pub use scorer::{ScorerOptions, scorer};

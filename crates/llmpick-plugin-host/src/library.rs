@@ -5,35 +5,55 @@ use std::fmt;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use libloading::os::unix::{Library as Handle, RTLD_LOCAL, RTLD_NOW};
 use llmpick_plugin_abi as abi;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{LoadError, LoadErrorKind, trust};
+use crate::lock::Admission;
+use crate::sentinel::Marker;
+use crate::{LoadError, LoadErrorKind, LockError, PluginLock, child, trust};
 
 /// How to load.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct LoadOptions {
     /// Refuse a file that somebody else could have written: it, and every folder above it,
     /// must belong to root or to us, without write permission for others.
     pub check_permissions: bool,
+    /// Hold the file to what was trusted before. Content that is new to the lock is tried out
+    /// in a process of its own first, where this program can start one
+    /// ([`run_if_child`](crate::run_if_child)); what a process dies of while it loads it is
+    /// not loaded again. Without a lock nothing is remembered and nothing tried out.
+    pub lock: Option<PluginLock>,
+    /// Longest time for trying it out.
+    pub probe_deadline: Duration,
+}
+
+impl LoadOptions {
+    /// Any file, whoever may write it: for tests, and for files that were just built.
+    pub const ANYWHERE: LoadOptions = LoadOptions {
+        check_permissions: false,
+        lock: None,
+        probe_deadline: Duration::from_secs(5),
+    };
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
         Self {
             check_permissions: true,
+            ..Self::ANYWHERE
         }
     }
 }
 
 /// What a plugin is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PluginKind {
     /// Chooses arms.
@@ -52,7 +72,7 @@ impl fmt::Display for PluginKind {
 }
 
 /// What a plugin says about itself.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PluginInfo {
     /// Router or scorer.
     pub kind: PluginKind,
@@ -79,20 +99,54 @@ impl PluginInfo {
     }
 }
 
-/// A loaded library. It stays loaded until the process ends.
+/// A library that was checked, and whose code runs here or, after
+/// [`load_apart`](Self::load_apart), only in processes of its own. Code that was loaded here
+/// stays loaded until the process ends.
 #[derive(Debug)]
 pub struct Library {
     path: Utf8PathBuf,
-    loaded: Arc<Loaded>,
+    /// Where the file really is.
+    real: Utf8PathBuf,
+    facts: Arc<Facts>,
+    image: Arc<Image>,
+    /// Functions, one table for each plugin; `None` where the code is not to run here.
+    tables: Option<Arc<Loaded>>,
+    lock: Option<PluginLock>,
 }
 
+/// What a library says about itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Facts {
+    pub sha256: String,
+    pub abi: u32,
+    pub built_with: String,
+    pub plugins: Vec<PluginInfo>,
+}
+
+/// Code that runs in this process.
 #[derive(Debug)]
-struct Loaded {
-    sha256: String,
-    abi: u32,
-    built_with: String,
-    plugins: Vec<PluginInfo>,
-    tables: Vec<Table>,
+pub(crate) struct Loaded {
+    pub facts: Arc<Facts>,
+    pub tables: Vec<Table>,
+    image: Arc<Image>,
+}
+
+/// A library's bytes in a private file in memory, so that what was hashed is what runs, and so
+/// that replacing the file on disk neither crashes us nor brings the old code back.
+#[derive(Debug)]
+pub(crate) struct Image(File);
+
+impl Image {
+    fn new(bytes: &[u8]) -> Result<Self, LoadErrorKind> {
+        private_copy(bytes).map(Self).map_err(LoadErrorKind::Read)
+    }
+
+    /// All of it.
+    pub(crate) fn bytes(&self) -> std::io::Result<Vec<u8>> {
+        let mut bytes = vec![0; self.0.metadata()?.size() as usize];
+        self.0.read_exact_at(&mut bytes, 0)?;
+        Ok(bytes)
+    }
 }
 
 /// A plugin's functions, the required ones checked.
@@ -133,16 +187,78 @@ impl Library {
     ///
     /// Loading runs code of the library. Load only what the configuration names.
     pub fn load(path: &Utf8Path, options: &LoadOptions) -> Result<Arc<Library>, LoadError> {
+        let load = || {
+            let checked = Checked::read(path, options)?;
+            if checked.is_new() && child::program().is_some() {
+                checked.try_out(options)?;
+            }
+            let loaded = {
+                let _marker = checked.mark()?;
+                load_bytes(&checked.bytes, &checked.sha256)?
+            };
+            checked.accept()?;
+            Ok(Arc::new(Library {
+                path: path.to_owned(),
+                real: checked.real,
+                facts: Arc::clone(&loaded.facts),
+                image: Arc::clone(&loaded.image),
+                tables: Some(loaded),
+                lock: options.lock.clone(),
+            }))
+        };
+        load().map_err(|kind| LoadError {
+            path: path.to_owned(),
+            kind,
+        })
+    }
+
+    /// Checks the library at `path` without running any of its code in this process: what it
+    /// says of itself is asked of a child process. Its plugins run under
+    /// [`Isolation::Process`](crate::Isolation::Process) only.
+    pub fn load_apart(path: &Utf8Path, options: &LoadOptions) -> Result<Arc<Library>, LoadError> {
+        let load = || {
+            let checked = Checked::read(path, options)?;
+            let facts = match checked.is_new() {
+                true => checked.try_out(options)?.0,
+                false => child::facts(&checked.bytes, options.probe_deadline)?,
+            };
+            let image = Image::new(&checked.bytes)?;
+            checked.accept()?;
+            Ok(Arc::new(Library {
+                path: path.to_owned(),
+                real: checked.real,
+                facts: Arc::new(facts),
+                image: Arc::new(image),
+                tables: None,
+                lock: options.lock.clone(),
+            }))
+        };
+        load().map_err(|kind| LoadError {
+            path: path.to_owned(),
+            kind,
+        })
+    }
+
+    /// Tries the library out in a child process: loads it, makes one of each of its plugins
+    /// with an empty configuration, and takes it away again. Holds it to no lock.
+    ///
+    /// # Errors
+    /// What [`load`](Self::load) would refuse it for, and a library that crashes, hangs or
+    /// ends its process.
+    pub fn probe(path: &Utf8Path, options: &LoadOptions) -> Result<ProbeReport, LoadError> {
         let fail = |kind| LoadError {
             path: path.to_owned(),
             kind,
         };
-        let bytes = read_checked(path, options).map_err(fail)?;
-        let loaded = load_bytes(&bytes).map_err(fail)?;
-        Ok(Arc::new(Library {
-            path: path.to_owned(),
-            loaded,
-        }))
+        let (real, bytes) = read_checked(path, options.check_permissions).map_err(fail)?;
+        let (facts, made) = child::try_out(&bytes, options.probe_deadline).map_err(fail)?;
+        Ok(ProbeReport {
+            path: real,
+            abi: abi::abi_parts(facts.abi),
+            sha256: facts.sha256,
+            built_with: facts.built_with,
+            plugins: facts.plugins.into_iter().zip(made).collect(),
+        })
     }
 
     /// Where it came from.
@@ -152,33 +268,52 @@ impl Library {
 
     /// SHA-256 of the bytes that were loaded, in hexadecimal.
     pub fn sha256(&self) -> &str {
-        &self.loaded.sha256
+        &self.facts.sha256
     }
 
     /// The plugins in it.
     pub fn plugins(&self) -> &[PluginInfo] {
-        &self.loaded.plugins
+        &self.facts.plugins
     }
 
     /// The ABI it was built for, as (major, minor).
     pub fn abi(&self) -> (u32, u32) {
-        abi::abi_parts(self.loaded.abi)
+        abi::abi_parts(self.facts.abi)
     }
 
     /// The tool chain it names, for people.
     pub fn built_with(&self) -> &str {
-        &self.loaded.built_with
+        &self.facts.built_with
     }
 
-    /// The plugin of this kind and name.
-    pub(crate) fn plugin(&self, kind: PluginKind, name: &str) -> Option<(&PluginInfo, Table)> {
-        let loaded = &self.loaded;
-        loaded
-            .plugins
-            .iter()
-            .zip(&loaded.tables)
-            .find(|(info, _)| info.kind == kind && info.name == name)
-            .map(|(info, table)| (info, *table))
+    /// True when its code runs in processes of its own only.
+    pub fn is_apart(&self) -> bool {
+        self.tables.is_none()
+    }
+
+    /// The plugin of this kind and name, with its functions where they may be called here.
+    pub(crate) fn plugin(
+        &self,
+        kind: PluginKind,
+        name: &str,
+    ) -> Option<(&PluginInfo, Option<Table>)> {
+        let wanted = |info: &PluginInfo| info.kind == kind && info.name == name;
+        let index = self.plugins().iter().position(wanted)?;
+        let tables = self.tables.as_ref();
+        let table = tables.and_then(|loaded| loaded.tables.get(index).copied());
+        Some((&self.facts.plugins[index], table))
+    }
+
+    /// Its bytes, for a child process.
+    pub(crate) fn image(&self) -> &Arc<Image> {
+        &self.image
+    }
+
+    /// Leaves word that code of this library runs for the first time; see [`PluginLock`].
+    pub(crate) fn mark(&self) -> Result<Option<Marker>, LockError> {
+        let lock = self.lock.as_ref();
+        lock.map(|lock| lock.mark(&self.real, self.sha256()))
+            .transpose()
     }
 
     /// The plugins in words, for an error.
@@ -192,8 +327,85 @@ impl Library {
     }
 }
 
-/// The file's bytes, once everything that can be checked without running them is.
-fn read_checked(path: &Utf8Path, options: &LoadOptions) -> Result<Vec<u8>, LoadErrorKind> {
+/// What a library said and did when it was tried out in a child process.
+#[derive(Clone, Debug, Serialize)]
+pub struct ProbeReport {
+    /// Where the file really is.
+    pub path: Utf8PathBuf,
+    /// SHA-256 of its bytes in hexadecimal.
+    pub sha256: String,
+    /// The ABI it was built for, as (major, minor).
+    pub abi: (u32, u32),
+    /// The tool chain it names.
+    pub built_with: String,
+    /// Each plugin, and in which words it refused an empty configuration, if it did: it may
+    /// have settings that it cannot do without.
+    pub plugins: Vec<(PluginInfo, Option<String>)>,
+}
+
+/// A file that may be loaded.
+struct Checked<'a> {
+    real: Utf8PathBuf,
+    bytes: Vec<u8>,
+    sha256: String,
+    admission: Option<(&'a PluginLock, Admission)>,
+}
+
+impl<'a> Checked<'a> {
+    fn read(path: &Utf8Path, options: &'a LoadOptions) -> Result<Self, LoadErrorKind> {
+        let (real, bytes) = read_checked(path, options.check_permissions)?;
+        let sha256 = digest(&bytes);
+        let admission = match &options.lock {
+            Some(lock) => Some((lock, lock.admit(&real, &sha256)?)),
+            None => None,
+        };
+        Ok(Self {
+            real,
+            bytes,
+            sha256,
+            admission,
+        })
+    }
+
+    fn is_new(&self) -> bool {
+        matches!(self.admission, Some((_, Admission::New(_))))
+    }
+
+    fn try_out(
+        &self,
+        options: &LoadOptions,
+    ) -> Result<(Facts, Vec<Option<String>>), LoadErrorKind> {
+        child::try_out(&self.bytes, options.probe_deadline)
+    }
+
+    fn mark(&self) -> Result<Option<Marker>, LoadErrorKind> {
+        let lock = self.admission.map(|(lock, _)| lock);
+        Ok(lock
+            .map(|lock| lock.mark(&self.real, &self.sha256))
+            .transpose()?)
+    }
+
+    /// Records what was new.
+    fn accept(&self) -> Result<(), LoadErrorKind> {
+        if let Some((lock, Admission::New(trusted_by))) = self.admission {
+            lock.record(&self.real, &self.sha256, trusted_by, false)?;
+        }
+        Ok(())
+    }
+}
+
+/// SHA-256 in hexadecimal.
+pub(crate) fn digest(bytes: &[u8]) -> String {
+    let digest = Sha256::digest(bytes);
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Where the file really is, and its bytes, once everything that can be checked without running
+/// them is.
+pub(crate) fn read_checked(
+    path: &Utf8Path,
+    check_permissions: bool,
+) -> Result<(Utf8PathBuf, Vec<u8>), LoadErrorKind> {
     let missing = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::NotFound => LoadErrorKind::Missing,
         _ => LoadErrorKind::Read(error),
@@ -203,7 +415,7 @@ fn read_checked(path: &Utf8Path, options: &LoadOptions) -> Result<Vec<u8>, LoadE
     if !canonical.is_file() {
         return Err(LoadErrorKind::NotAFile);
     }
-    if options.check_permissions {
+    if check_permissions {
         trust::check(&canonical)?;
     }
     let mut file = File::open(&canonical).map_err(missing)?;
@@ -218,7 +430,7 @@ fn read_checked(path: &Utf8Path, options: &LoadOptions) -> Result<Vec<u8>, LoadE
     let mut bytes = Vec::with_capacity(metadata.size() as usize);
     file.read_to_end(&mut bytes).map_err(LoadErrorKind::Read)?;
     check_elf(&bytes)?;
-    Ok(bytes)
+    Ok((canonical, bytes))
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -274,35 +486,29 @@ fn is_whole(bytes: &[u8]) -> Option<bool> {
 /// Libraries by the hash of their bytes. They are never unloaded, so neither is this.
 static LOADED: Mutex<Option<HashMap<String, Arc<Loaded>>>> = Mutex::new(None);
 
-fn load_bytes(bytes: &[u8]) -> Result<Arc<Loaded>, LoadErrorKind> {
-    let sha256: String = Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+pub(crate) fn load_bytes(bytes: &[u8], sha256: &str) -> Result<Arc<Loaded>, LoadErrorKind> {
     let mut all = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
     let all = all.get_or_insert_default();
-    if let Some(loaded) = all.get(&sha256) {
+    if let Some(loaded) = all.get(sha256) {
         return Ok(Arc::clone(loaded));
     }
-    let loaded = Arc::new(open(bytes, sha256.clone())?);
-    all.insert(sha256, Arc::clone(&loaded));
+    let loaded = Arc::new(open(bytes, sha256)?);
+    all.insert(sha256.to_owned(), Arc::clone(&loaded));
     Ok(loaded)
 }
 
-fn open(bytes: &[u8], sha256: String) -> Result<Loaded, LoadErrorKind> {
-    let entry = link(bytes)?;
+fn open(bytes: &[u8], sha256: &str) -> Result<Loaded, LoadErrorKind> {
+    let image = Arc::new(Image::new(bytes)?);
+    let entry = link(&image)?;
     // SAFETY: the symbol has the type that the header gives it, or the library lies about
     // being a plugin, against which only a process of its own would help.
     let module = unsafe { entry(abi::ABI) };
     // SAFETY: the header promises a pointer to a static module, or NULL.
-    unsafe { read_module(module, sha256) }
+    unsafe { read_module(module, sha256, image) }
 }
 
-/// Loads the bytes from a private file in memory, so that what was hashed is what runs, and
-/// so that replacing the file on disk neither crashes us nor brings the old code back.
-fn link(bytes: &[u8]) -> Result<abi::EntryFn, LoadErrorKind> {
-    let file = private_copy(bytes).map_err(LoadErrorKind::Read)?;
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+fn link(image: &Arc<Image>) -> Result<abi::EntryFn, LoadErrorKind> {
+    let path = format!("/proc/self/fd/{}", image.0.as_raw_fd());
     let flags = RTLD_NOW | RTLD_LOCAL | libc::RTLD_NODELETE;
     // SAFETY: loading runs the library's initialisers; that the caller wants this library
     // is what `load` documents.
@@ -310,7 +516,7 @@ fn link(bytes: &[u8]) -> Result<abi::EntryFn, LoadErrorKind> {
     let handle = handle.map_err(|error| LoadErrorKind::Linker(linker_words(&error)))?;
     // The linker knows libraries by path: were the descriptor closed and its number given
     // to the next library, the linker would answer with this one again.
-    std::mem::forget(file);
+    std::mem::forget(Arc::clone(image));
     // SAFETY: the type is the header's; the pointer stays valid since the library does.
     let entry = unsafe { handle.get::<abi::EntryFn>(abi::ENTRY_SYMBOL) };
     let entry = *entry.map_err(|_| LoadErrorKind::NoEntry)?;
@@ -360,7 +566,11 @@ fn linker_words(error: &libloading::Error) -> String {
 
 /// # Safety
 /// `module` is NULL or points to a static module, as the header says.
-unsafe fn read_module(module: *const abi::Module, sha256: String) -> Result<Loaded, LoadErrorKind> {
+unsafe fn read_module(
+    module: *const abi::Module,
+    sha256: &str,
+    image: Arc<Image>,
+) -> Result<Loaded, LoadErrorKind> {
     if module.is_null() {
         return Err(LoadErrorKind::RefusesHost);
     }
@@ -403,13 +613,17 @@ unsafe fn read_module(module: *const abi::Module, sha256: String) -> Result<Load
     if plugins.is_empty() {
         return Err(LoadErrorKind::Empty);
     }
-    Ok(Loaded {
-        sha256,
+    let facts = Facts {
+        sha256: sha256.to_owned(),
         abi: module.abi,
         // SAFETY: the module's own static text.
         built_with: unsafe { text(module.built_with, "built_with") }?,
         plugins,
+    };
+    Ok(Loaded {
+        facts: Arc::new(facts),
         tables,
+        image,
     })
 }
 

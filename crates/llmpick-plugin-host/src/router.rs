@@ -5,16 +5,18 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use llmpick_core::{
-    Candidate, Decision, DecisionSource, Feedback, Mode, RouteId, Router, RouterError, RouterNeeds,
-    SelectRequest, Snapshot,
+    Decision, DecisionSource, Feedback, Router, RouterError, RouterNeeds, SelectRequest, Snapshot,
 };
 use llmpick_plugin_abi as abi;
 use serde_json::Value;
 
 use crate::call::CallError;
+use crate::child::Spec;
 use crate::lane::{Lane, NoAnswer, NoLane, Ticket};
 use crate::library::{Library, Table};
-use crate::worker::{Blueprint, Fail, Keeper, Worker};
+use crate::owned::OwnedRequest;
+use crate::sentinel::Marker;
+use crate::worker::{Blueprint, Fail, Keeper, Place, Worker};
 use crate::{CreateError, FallbackRouter, PluginKind};
 
 /// Where a plugin's code runs.
@@ -25,6 +27,10 @@ pub enum Isolation {
     /// On the caller's thread, without one: for simulation and replay, where nothing but
     /// the state may matter.
     Inline,
+    /// In a process of its own, with a deadline: a crash or an endless loop ends that process
+    /// and costs one decision. Needs a program that calls
+    /// [`run_if_child`](crate::run_if_child).
+    Process,
 }
 
 /// Who draws the set where a plugin gives marginals only ("round for me").
@@ -89,13 +95,27 @@ pub fn router(
     config_json: &str,
     options: &RouterOptions,
 ) -> Result<Box<dyn Router>, CreateError> {
-    let Some((info, Table::Router(table))) = library.plugin(PluginKind::Router, name) else {
+    let Some((info, table)) = library.plugin(PluginKind::Router, name) else {
         return Err(no_such_plugin(library, PluginKind::Router, name));
     };
+    let config = parse_config(name, config_json)?;
+    let place = match (options.isolation, table) {
+        (Isolation::Process, _) => Place::Apart(Box::new(Spec {
+            image: Arc::clone(library.image()),
+            info: info.clone(),
+            config: config.clone(),
+            control_deadline: options.control_deadline,
+            feedback_deadline: options.abandon_after.max(options.deadline),
+            max_snapshot_bytes: options.max_snapshot_bytes,
+        })),
+        (_, Some(Table::Router(table))) => Place::Here(table),
+        _ => return Err(apart(name)),
+    };
+    let _marker = mark(library, name, options.isolation)?;
     let blueprint = Arc::new(Blueprint {
         info: info.clone(),
-        table,
-        config: parse_config(name, config_json)?,
+        place,
+        config,
         max_snapshot_bytes: options.max_snapshot_bytes,
         rounding: options.rounding,
     });
@@ -111,6 +131,27 @@ pub fn router(
         stuck: None,
         quarantined: None,
     }))
+}
+
+/// Leaves word that the constructor runs, where it runs in this process.
+pub(crate) fn mark(
+    library: &Library,
+    name: &str,
+    isolation: Isolation,
+) -> Result<Option<Marker>, CreateError> {
+    if isolation == Isolation::Process {
+        return Ok(None);
+    }
+    library.mark().map_err(|source| CreateError::Lock {
+        name: name.to_owned(),
+        source,
+    })
+}
+
+pub(crate) fn apart(name: &str) -> CreateError {
+    CreateError::Apart {
+        name: name.to_owned(),
+    }
 }
 
 pub(crate) fn no_such_plugin(library: &Library, kind: PluginKind, name: &str) -> CreateError {
@@ -157,6 +198,14 @@ pub(crate) fn lane_error(name: &str, waited: Duration, error: NoLane<CallError>)
     }
 }
 
+/// How long to wait for the thread that waits for a process: it keeps the deadline itself, and
+/// needs a moment more to end what overran it.
+pub(crate) fn patience(deadline: Duration) -> Duration {
+    deadline + GRACE.max(deadline)
+}
+
+const GRACE: Duration = Duration::from_millis(100);
+
 enum Engine {
     Inline(Box<Worker>),
     Actor(Lane<Worker>),
@@ -178,6 +227,12 @@ impl Engine {
             Isolation::Actor => Lane::start(&name, options.control_deadline, make)
                 .map(Engine::Actor)
                 .map_err(|error| lane_error(&name, options.control_deadline, error)),
+            Isolation::Process => {
+                let patience = patience(options.control_deadline);
+                Lane::start(&name, patience, make)
+                    .map(Engine::Actor)
+                    .map_err(|error| lane_error(&name, patience, error))
+            }
         }
     }
 }
@@ -208,14 +263,34 @@ impl Supervised {
             Duration::ZERO => self.options.deadline,
             budget => budget.min(self.options.deadline),
         };
+        let waits = self.waits(deadline);
         match &mut self.engine {
             Engine::Inline(worker) => worker.select(request, deadline),
             Engine::Actor(lane) => {
                 let owned = OwnedRequest::new(request);
                 let job = move |worker: &mut Worker| worker.select(&owned.borrow(), deadline);
-                let answer = lane.call(deadline, job);
-                self.answered(answer, deadline).unwrap_or_else(Err)
+                let answer = lane.call(waits, job);
+                let answer = self.answered(answer, deadline).unwrap_or_else(Err);
+                if matches!(answer, Err(Fail::Fault(_))) {
+                    self.revive();
+                }
+                answer
             }
+        }
+    }
+
+    /// How long to wait for a call of this deadline.
+    fn waits(&self, deadline: Duration) -> Duration {
+        match self.options.isolation {
+            Isolation::Process => patience(deadline),
+            Isolation::Actor | Isolation::Inline => deadline,
+        }
+    }
+
+    /// Lets a lost process be replaced now, not when the next answer is waited for.
+    fn revive(&mut self) {
+        if let (Isolation::Process, Engine::Actor(lane)) = (self.options.isolation, &self.engine) {
+            lane.post(usize::MAX, Duration::ZERO, Worker::revive);
         }
     }
 
@@ -240,7 +315,9 @@ impl Supervised {
             self.stuck = None;
             return Ok(());
         }
-        if since.elapsed() < self.options.abandon_after {
+        // The thread of a process comes back: it ends whatever overruns.
+        let waits = self.options.isolation == Isolation::Process;
+        if waits || since.elapsed() < self.options.abandon_after {
             return Err(Fail::Busy);
         }
         let engine = Engine::start(&self.blueprint, &self.keeper, &self.options)
@@ -288,7 +365,7 @@ impl Supervised {
         if let Some(why) = &self.quarantined {
             return Err(RouterError::Fault(why.clone()));
         }
-        let deadline = self.options.control_deadline;
+        let deadline = self.waits(self.options.control_deadline);
         let result = self.unstick().and_then(|()| match &mut self.engine {
             Engine::Inline(worker) => Ok(run(worker)),
             Engine::Actor(lane) => {
@@ -390,73 +467,5 @@ impl Router for Supervised {
     fn restore(&mut self, snapshot: &Snapshot) -> Result<(), RouterError> {
         let snapshot = snapshot.clone();
         self.control(move |worker| worker.restore(&snapshot))
-    }
-}
-
-/// A request that outlives its caller's patience: the plugin may still read it when the
-/// caller has gone on.
-struct OwnedRequest {
-    route_id: RouteId,
-    seed: u64,
-    arms_epoch: u64,
-    time_budget: Duration,
-    candidates: Vec<Candidate>,
-    allowed_modes: Vec<Mode>,
-    task: String,
-    session: String,
-    prompt: Option<String>,
-    features: Option<Vec<f32>>,
-    prompt_tokens: u32,
-    max_new_tokens: u32,
-    max_cost: f64,
-    max_latency_ms: f64,
-    min_score: f64,
-    cost_budget: f64,
-    max_arms: u32,
-}
-
-impl OwnedRequest {
-    fn new(request: &SelectRequest<'_>) -> Self {
-        Self {
-            route_id: request.route_id,
-            seed: request.seed,
-            arms_epoch: request.arms_epoch,
-            time_budget: request.time_budget,
-            candidates: request.candidates.to_vec(),
-            allowed_modes: request.allowed_modes.to_vec(),
-            task: request.task.to_owned(),
-            session: request.session.to_owned(),
-            prompt: request.prompt.map(str::to_owned),
-            features: request.features.map(<[f32]>::to_vec),
-            prompt_tokens: request.prompt_tokens,
-            max_new_tokens: request.max_new_tokens,
-            max_cost: request.max_cost,
-            max_latency_ms: request.max_latency_ms,
-            min_score: request.min_score,
-            cost_budget: request.cost_budget,
-            max_arms: request.max_arms,
-        }
-    }
-
-    fn borrow(&self) -> SelectRequest<'_> {
-        SelectRequest {
-            route_id: self.route_id,
-            seed: self.seed,
-            arms_epoch: self.arms_epoch,
-            time_budget: self.time_budget,
-            candidates: &self.candidates,
-            allowed_modes: &self.allowed_modes,
-            task: &self.task,
-            session: &self.session,
-            prompt: self.prompt.as_deref(),
-            features: self.features.as_deref(),
-            prompt_tokens: self.prompt_tokens,
-            max_new_tokens: self.max_new_tokens,
-            max_cost: self.max_cost,
-            max_latency_ms: self.max_latency_ms,
-            min_score: self.min_score,
-            cost_budget: self.cost_budget,
-            max_arms: self.max_arms,
-        }
     }
 }

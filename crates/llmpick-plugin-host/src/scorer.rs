@@ -8,10 +8,11 @@ use llmpick_plugin_abi as abi;
 use serde_json::Value;
 
 use crate::call::CallError;
+use crate::child::{ChildScorer, Spec};
 use crate::instance::ScorerInstance;
 use crate::lane::{Lane, NoAnswer, Ticket};
 use crate::library::{Library, ScorerTable, Table};
-use crate::router::{Isolation, lane_error, no_such_plugin, parse_config};
+use crate::router::{Isolation, apart, lane_error, mark, no_such_plugin, parse_config, patience};
 use crate::{CreateError, PluginInfo, PluginKind};
 
 /// How a scorer is supervised.
@@ -49,13 +50,27 @@ pub fn scorer(
     config_json: &str,
     options: &ScorerOptions,
 ) -> Result<Arc<dyn Scorer>, CreateError> {
-    let Some((info, Table::Scorer(table))) = library.plugin(PluginKind::Scorer, name) else {
+    let Some((info, table)) = library.plugin(PluginKind::Scorer, name) else {
         return Err(no_such_plugin(library, PluginKind::Scorer, name));
     };
+    let config = parse_config(name, config_json)?;
+    let place = match (options.isolation, table) {
+        (Isolation::Process, _) => Place::Apart(Box::new(Spec {
+            image: Arc::clone(library.image()),
+            info: info.clone(),
+            config: config.clone(),
+            control_deadline: options.control_deadline,
+            feedback_deadline: options.deadline,
+            max_snapshot_bytes: 0,
+        })),
+        (_, Some(Table::Scorer(table))) => Place::Here(table),
+        _ => return Err(apart(name)),
+    };
+    let _marker = mark(library, name, options.isolation)?;
     let blueprint = Blueprint {
         info: info.clone(),
-        table,
-        config: parse_config(name, config_json)?,
+        place,
+        config,
         options: *options,
     };
     let state = State {
@@ -72,31 +87,73 @@ pub fn scorer(
 #[derive(Clone)]
 struct Blueprint {
     info: PluginInfo,
-    table: ScorerTable,
+    place: Place,
     config: Value,
     options: ScorerOptions,
 }
 
+/// Where an instance lives.
+#[derive(Clone)]
+enum Place {
+    Here(ScorerTable),
+    Apart(Box<Spec>),
+}
+
+/// A live scorer, wherever it lives.
+enum Instance {
+    Here(ScorerInstance),
+    Apart(Box<ChildScorer>),
+}
+
+impl Instance {
+    fn score(&mut self, outcome: &Outcome, budget: Duration) -> Result<f64, CallError> {
+        match self {
+            Instance::Here(scorer) => scorer.score(outcome, budget),
+            Instance::Apart(scorer) => scorer.score(outcome, budget),
+        }
+    }
+}
+
 impl Blueprint {
+    fn create(&self) -> Result<Instance, CallError> {
+        Ok(match &self.place {
+            Place::Here(table) => {
+                Instance::Here(ScorerInstance::create(&self.info, *table, &self.config)?)
+            }
+            Place::Apart(spec) => Instance::Apart(Box::new(ChildScorer::create(spec)?)),
+        })
+    }
+
+    /// How long to wait for a call of this deadline.
+    fn waits(&self, deadline: Duration) -> Duration {
+        match self.options.isolation {
+            Isolation::Process => patience(deadline),
+            Isolation::Actor | Isolation::Inline => deadline,
+        }
+    }
+
     fn start(&self) -> Result<Engine, CreateError> {
         let own = self.clone();
-        let make = move || ScorerInstance::create(&own.info, own.table, &own.config);
+        let make = move || own.create();
         let (name, options) = (&self.info.name, &self.options);
         match options.isolation {
             Isolation::Inline => make()
                 .map(|instance| Engine::Inline(Box::new(instance)))
                 .map_err(|error| crate::router::create_error(name, error)),
-            Isolation::Actor => Lane::start(name, options.control_deadline, make)
-                .map(|lane| Engine::Actor(Arc::new(lane)))
-                .map_err(|error| lane_error(name, options.control_deadline, error)),
+            Isolation::Actor | Isolation::Process => {
+                let waits = self.waits(options.control_deadline);
+                Lane::start(name, waits, make)
+                    .map(|lane| Engine::Actor(Arc::new(lane)))
+                    .map_err(|error| lane_error(name, waits, error))
+            }
         }
     }
 }
 
 enum Engine {
-    Inline(Box<ScorerInstance>),
+    Inline(Box<Instance>),
     /// Shared, so that callers wait for their grades without holding the lock.
-    Actor(Arc<Lane<ScorerInstance>>),
+    Actor(Arc<Lane<Instance>>),
 }
 
 struct State {
@@ -124,8 +181,8 @@ impl Supervised {
             Engine::Actor(lane) => {
                 let (lane, outcome) = (Arc::clone(lane), outcome.clone());
                 drop(state);
-                let job = move |instance: &mut ScorerInstance| instance.score(&outcome, budget);
-                let result = lane.call(budget, job);
+                let job = move |instance: &mut Instance| instance.score(&outcome, budget);
+                let result = lane.call(self.blueprint.waits(budget), job);
                 state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
                 result
             }

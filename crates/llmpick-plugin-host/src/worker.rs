@@ -9,7 +9,8 @@ use llmpick_plugin_abi as abi;
 use serde_json::Value;
 
 use crate::call::CallError;
-use crate::instance::RouterInstance;
+use crate::child::{ChildRouter, Spec};
+use crate::instance::{RawDecision, RouterInstance};
 use crate::library::RouterTable;
 use crate::{PluginInfo, Rounding, verdict};
 
@@ -19,15 +20,76 @@ const TAIL: usize = 512;
 /// How to make an instance.
 pub(crate) struct Blueprint {
     pub info: PluginInfo,
-    pub table: RouterTable,
+    pub place: Place,
     pub config: Value,
     pub max_snapshot_bytes: usize,
     pub rounding: Rounding,
 }
 
+/// Where an instance lives.
+pub(crate) enum Place {
+    /// In this process.
+    Here(RouterTable),
+    /// In a process of its own.
+    Apart(Box<Spec>),
+}
+
 impl Blueprint {
-    pub(crate) fn create(&self) -> Result<RouterInstance, CallError> {
-        RouterInstance::create(&self.info, self.table, &self.config)
+    pub(crate) fn create(&self) -> Result<Instance, CallError> {
+        Ok(match &self.place {
+            Place::Here(table) => {
+                Instance::Here(RouterInstance::create(&self.info, *table, &self.config)?)
+            }
+            Place::Apart(spec) => Instance::Apart(Box::new(ChildRouter::create(spec)?)),
+        })
+    }
+}
+
+/// A live router, wherever it lives.
+pub(crate) enum Instance {
+    Here(RouterInstance),
+    Apart(Box<ChildRouter>),
+}
+
+impl Instance {
+    fn select(
+        &mut self,
+        request: &SelectRequest<'_>,
+        budget: Duration,
+    ) -> Result<RawDecision, CallError> {
+        match self {
+            Instance::Here(router) => router.select(request, budget),
+            Instance::Apart(router) => router.select(request, budget),
+        }
+    }
+
+    fn feedback(&mut self, feedback: &Feedback) -> Result<(), CallError> {
+        match self {
+            Instance::Here(router) => router.feedback(feedback),
+            Instance::Apart(router) => router.feedback(feedback),
+        }
+    }
+
+    fn snapshot(&mut self, max_bytes: usize) -> Result<Snapshot, CallError> {
+        match self {
+            Instance::Here(router) => router.snapshot(max_bytes),
+            Instance::Apart(router) => router.snapshot(),
+        }
+    }
+
+    fn restore(&mut self, snapshot: &Snapshot) -> Result<(), CallError> {
+        match self {
+            Instance::Here(router) => router.restore(snapshot),
+            Instance::Apart(router) => router.restore(snapshot),
+        }
+    }
+
+    /// Whether its snapshots hold anything.
+    fn keeps_state(&self) -> bool {
+        match self {
+            Instance::Here(router) => router.keeps_state(),
+            Instance::Apart(router) => router.keeps_state,
+        }
     }
 }
 
@@ -74,7 +136,8 @@ pub(crate) struct Worker {
     blueprint: Arc<Blueprint>,
     keeper: Arc<Mutex<Keeper>>,
     /// `None` after a rebuild that failed.
-    instance: Option<RouterInstance>,
+    instance: Option<Instance>,
+    keeps_state: bool,
 }
 
 impl Worker {
@@ -87,6 +150,7 @@ impl Worker {
         let mut worker = Self {
             blueprint,
             keeper,
+            keeps_state: instance.keeps_state(),
             instance: Some(instance),
         };
         worker.catch_up();
@@ -120,7 +184,7 @@ impl Worker {
                     keeper.unasked = 0;
                 }
                 drop(keeper);
-                if due && self.blueprint.table.snapshot.is_some() {
+                if due && self.keeps_state {
                     // Its failure shows when the state is asked for; the tail stays.
                     let _ = self.snapshot();
                 }
@@ -144,7 +208,7 @@ impl Worker {
         let snapshot = self
             .call(|instance| instance.snapshot(most))
             .map_err(|error| RouterError::Fault(error.message))?;
-        if self.blueprint.table.snapshot.is_some() {
+        if self.keeps_state {
             self.keeper().is_now(snapshot.clone());
         }
         Ok(snapshot)
@@ -163,11 +227,9 @@ impl Worker {
     /// Calls the instance; after a panic, replaces it.
     fn call<R>(
         &mut self,
-        run: impl FnOnce(&mut RouterInstance) -> Result<R, CallError>,
+        run: impl FnOnce(&mut Instance) -> Result<R, CallError>,
     ) -> Result<R, CallError> {
-        if self.instance.is_none() {
-            self.rebuild();
-        }
+        self.revive();
         let Some(instance) = &mut self.instance else {
             return Err(CallError {
                 status: abi::E_INTERNAL,
@@ -176,16 +238,27 @@ impl Worker {
         };
         let result = run(instance);
         if matches!(&result, Err(error) if error.status == abi::E_PANIC) {
-            self.rebuild();
+            match self.blueprint.place {
+                Place::Here(_) => self.rebuild(),
+                // That takes a while: whoever waits for this answer gets it first.
+                Place::Apart(_) => self.instance = None,
+            }
         }
         result
+    }
+
+    /// Makes an instance again where the last one was lost.
+    pub(crate) fn revive(&mut self) {
+        if self.instance.is_none() {
+            self.rebuild();
+        }
     }
 
     fn rebuild(&mut self) {
         let plugin = &self.blueprint.info.name;
         self.instance = match self.blueprint.create() {
             Ok(instance) => {
-                tracing::warn!(%plugin, "the plugin was started again after a panic");
+                tracing::warn!(%plugin, "the plugin was started again");
                 Some(instance)
             }
             Err(error) => {

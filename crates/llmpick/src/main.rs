@@ -23,6 +23,7 @@ use crate::printer::Printer;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> std::process::ExitCode {
+    llmpick_daemon::plugins::run_if_child();
     let cli = Cli::parse();
     log_to_stderr(cli.global.verbose);
     let printer = Printer::new(cli.global.json);

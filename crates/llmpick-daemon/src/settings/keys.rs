@@ -91,6 +91,9 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("router.accept_threshold", Kind::Number),
     ("router.deadline_ms", Kind::Count),
     ("router.seed", Kind::Seed),
+    ("plugins.isolation", Kind::Text),
+    ("plugins.pin", Kind::Switch),
+    ("plugins.watch", Kind::Switch),
     ("budget.per_request_usd", Kind::Number),
     ("budget.limit_usd", Kind::Number),
     ("budget.window", Kind::Text),
@@ -165,7 +168,7 @@ pub(super) fn refused_in_project(name: &str, value: &toml::Value) -> bool {
         "router.paths" | "ledger.path" => true,
         "router.plugin" => names_a_file(),
         "pool.arms" => false,
-        _ => ["store.", "server.", "remote."]
+        _ => ["plugins.", "store.", "server.", "remote."]
             .iter()
             .any(|prefix| name.starts_with(prefix)),
     }

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use camino::Utf8PathBuf;
 use llmpick_core::{ArmId, Mode, NanoDollars, Sampling, Score};
+use llmpick_plugin_host::Isolation;
 use llmpick_remote::Secret;
 
 pub use layers::{Origin, SettingsFile};
@@ -48,6 +49,8 @@ pub struct Settings {
     pub pool: Vec<String>,
     /// Who chooses, and how.
     pub router: RouterSettings,
+    /// How plugins are treated.
+    pub plugins: PluginSettings,
     /// What may be spent.
     pub budget: BudgetSettings,
     /// This machine.
@@ -85,6 +88,17 @@ pub struct RouterSettings {
     pub deadline: Duration,
     /// The seed of every decision, if one is fixed.
     pub seed: Option<u64>,
+}
+
+/// `[plugins]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PluginSettings {
+    /// Where their code runs.
+    pub isolation: Isolation,
+    /// A changed file is refused until somebody trusts it.
+    pub pin: bool,
+    /// The daemon reloads the router when its file changes.
+    pub watch: bool,
 }
 
 /// `[budget]`.

@@ -79,9 +79,7 @@ pub fn cargo(folder: &str, library: &str) -> Utf8PathBuf {
 }
 
 /// Target folders may be writable by the group; that is not what these tests are about.
-pub const ANYWHERE: LoadOptions = LoadOptions {
-    check_permissions: false,
-};
+pub const ANYWHERE: LoadOptions = LoadOptions::ANYWHERE;
 
 pub fn load(path: &Utf8Path) -> Arc<Library> {
     Library::load(path, &ANYWHERE).unwrap_or_else(|error| panic!("{error}: {:?}", error.kind))
@@ -130,4 +128,9 @@ pub fn why(source: &DecisionSource) -> &str {
         DecisionSource::Router => "",
         DecisionSource::Pinned => panic!("nobody pinned anything"),
     }
+}
+
+/// The program that plays a plugin's own process.
+pub fn child_program() -> &'static str {
+    env!("CARGO_BIN_EXE_llmpick-plugin-child")
 }

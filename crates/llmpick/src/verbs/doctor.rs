@@ -127,8 +127,7 @@ fn model_files(settings: &llmpick_daemon::Settings) -> Result<String, String> {
 }
 
 fn plugin(settings: &llmpick_daemon::Settings) -> Result<String, String> {
-    let folders = open::plugin_folders(settings);
-    let library = llmpick_daemon::plugins::open(&folders, &settings.router.plugin);
+    let library = llmpick_daemon::plugins::open(settings, &settings.router.plugin);
     library
         .map(|library| library.path().to_string())
         .map_err(|error| chain(&error))

@@ -33,7 +33,7 @@ pub fn run(args: PluginArgs, global: &Global, printer: Printer) -> Result<()> {
     let folders = open::plugin_folders(&settings);
     match args.what {
         What::List => list(&folders, &settings.router.plugin, printer),
-        What::Inspect { plugin } => inspect(&folders, &plugin, printer),
+        What::Inspect { plugin } => inspect(&settings, &plugin, printer),
     }
 }
 
@@ -83,10 +83,11 @@ fn libraries(folder: &Utf8Path) -> Vec<Utf8PathBuf> {
     found
 }
 
-fn inspect(folders: &[Utf8PathBuf], plugin: &str, printer: Printer) -> Result<()> {
+fn inspect(settings: &llmpick_daemon::Settings, plugin: &str, printer: Printer) -> Result<()> {
     let failed =
         |error: &(dyn std::error::Error + 'static)| CliError::new(ExitCode::Plugin, chain(error));
-    let library = llmpick_daemon::plugins::open(folders, plugin).map_err(|error| failed(&error))?;
+    let library =
+        llmpick_daemon::plugins::open(settings, plugin).map_err(|error| failed(&error))?;
     let plugins: Vec<_> = library
         .plugins()
         .iter()
