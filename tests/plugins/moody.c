@@ -2,11 +2,11 @@
  * configuration {"fault": NAME, "from": ID, "to": ID} makes every select whose request id is
  * in from..to (default: all) go wrong. And a scorer that says what the response says. */
 #include <math.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "llmpick_plugin.h"
 
@@ -40,6 +40,11 @@ static void nap(int64_t ms) {
   nanosleep(&time, NULL);
 }
 
+static void crash(void) {
+  volatile int *volatile nowhere = NULL;
+  *nowhere = 1;
+}
+
 static int is(const router *self, const char *fault) { return !strcmp(self->fault, fault); }
 
 static llmpick_str key(const char *text) { return (llmpick_str){text, strlen(text)}; }
@@ -63,6 +68,7 @@ static llmpick_status create(const llmpick_host *host, llmpick_str config, void 
     free(self);
     return fail(err, LLMPICK_E_CONFIG, "refused, as the configuration asks");
   }
+  if (is(self, "create_crash")) crash();
   if (is(self, "create_hangs"))
     for (;;) nap(1000);
   *out = self;
@@ -95,8 +101,12 @@ static llmpick_status sensible(const router *self, const llmpick_select_req *req
   out->mode = LLMPICK_MODE_SINGLE;
   out->propensity = 1;
   for (uint32_t i = 0; i < req->n_candidates; i++) out->marginals[i] = i == best;
+#ifdef TELL_PROCESS
+  out->reason_len = (uint32_t)snprintf(out->reason, 64, "%d %d", getpid(), getppid());
+#else
   out->reason_len = 4;
   memcpy(out->reason, "best", 4);
+#endif
   return LLMPICK_OK;
 }
 
@@ -146,7 +156,7 @@ static llmpick_status choose(void *this, const llmpick_select_req *req, llmpick_
   if (is(self, "slow")) nap(self->sleep_ms);
   if (is(self, "spin"))
     for (volatile int forever = 1; forever;) nap(1000);
-  if (is(self, "crash")) raise(SIGSEGV);
+  if (is(self, "crash")) crash();
   if (is(self, "exit")) exit(3);
   if (is(self, "abort")) fprintf(stderr, "corrupted\n"), abort();
   if (is(self, "busy_loop"))
@@ -164,7 +174,7 @@ static llmpick_status feedback(void *this, const llmpick_feedback *fb, llmpick_e
   if (is(self, "slow_feedback")) nap(self->sleep_ms);
   if (is(self, "feedback_crash") && (int64_t)fb->request_id >= self->from &&
       (int64_t)fb->request_id < self->to)
-    raise(SIGSEGV);
+    crash();
   if (is(self, "feedback_error")) return fail(err, LLMPICK_E_INTERNAL, "will not learn");
   if (isnan(fb->score)) return LLMPICK_OK;
   uint64_t i = 0;
@@ -181,7 +191,7 @@ static llmpick_status feedback(void *this, const llmpick_feedback *fb, llmpick_e
 
 static llmpick_status snapshot(void *this, const llmpick_writer *w, llmpick_error *err) {
   router *self = this;
-  if (is(self, "snapshot_crash")) raise(SIGSEGV);
+  if (is(self, "snapshot_crash")) crash();
   if (is(self, "huge_snapshot"))
     for (;;) {
       static const uint8_t chunk[1 << 16];
@@ -210,7 +220,7 @@ static llmpick_status score(void *self, const llmpick_score_req *req, llmpick_sc
   memcpy(text, req->response.ptr, req->response.len < 31 ? req->response.len : 31);
   if (!strcmp(text, "abstain")) return LLMPICK_E_ABSTAIN;
   if (!strcmp(text, "fail")) return fail(err, LLMPICK_E_INTERNAL, "cannot say");
-  if (!strcmp(text, "crash")) raise(SIGSEGV);
+  if (!strcmp(text, "crash")) crash();
   if (!strcmp(text, "spin"))
     for (volatile int forever = 1; forever;) nap(1000);
   out->value = strtod(text, NULL);

@@ -6,44 +6,10 @@ mod common;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{Folder, cargo, cc, load, make, moody, panics, patient, why};
-use llmpick_core::{
-    Candidate, Decision, DecisionSource, Feedback, OutcomeKind, RouteId, Router, RouterError, Score,
-};
+use common::{Folder, arms, ask, cargo, cc, feedback, load, make, moody, panics, patient, why};
+use llmpick_core::{Candidate, DecisionSource, RouterError};
 use llmpick_plugin_host::{CreateError, Isolation, RouterOptions, router};
 use llmpick_testkit::{candidate, router_suite, select_request};
-
-/// Four arms; the last is not eligible, the third has the best measured score, which is
-/// what the fallback goes by, and the first is the cheapest, which is what `moody` goes by.
-fn arms() -> Vec<Candidate> {
-    let mut arms: Vec<Candidate> = (0..4).map(candidate).collect();
-    arms[3].eligible = false;
-    arms[2].score = 0.9;
-    arms
-}
-
-fn ask(router: &mut dyn Router, route: u64) -> Decision {
-    router.select(&select_request(&arms(), route)).unwrap()
-}
-
-fn feedback(route: u64, arm: u32, score: f64) -> Feedback {
-    Feedback {
-        route_id: RouteId(route),
-        arm: candidate(arm).id,
-        position: 0,
-        outcome: OutcomeKind::Ok,
-        task: String::new(),
-        features: Vec::new(),
-        fallback: false,
-        cold: false,
-        prompt_tokens: 10,
-        completion_tokens: 10,
-        latency_ms: 5.0,
-        ttft_ms: 1.0,
-        cost: 1e-6,
-        score: Score::new(score).ok(),
-    }
-}
 
 const BOTH: [Isolation; 2] = [Isolation::Actor, Isolation::Inline];
 

@@ -7,8 +7,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use llmpick_core::{DecisionSource, Router};
+use llmpick_core::{
+    Candidate, Decision, DecisionSource, Feedback, OutcomeKind, RouteId, Router, Score,
+};
 use llmpick_plugin_host::{Isolation, Library, LoadOptions, RouterOptions, router};
+use llmpick_testkit::{candidate, select_request};
 
 pub fn repository() -> Utf8PathBuf {
     Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -133,4 +136,36 @@ pub fn why(source: &DecisionSource) -> &str {
 /// The program that plays a plugin's own process.
 pub fn child_program() -> &'static str {
     env!("CARGO_BIN_EXE_llmpick-plugin-child")
+}
+
+/// Four arms; the last is not eligible, the third has the best measured score, which is
+/// what the fallback goes by, and the first is the cheapest, which is what `moody` goes by.
+pub fn arms() -> Vec<Candidate> {
+    let mut arms: Vec<Candidate> = (0..4).map(candidate).collect();
+    arms[3].eligible = false;
+    arms[2].score = 0.9;
+    arms
+}
+
+pub fn ask(router: &mut dyn Router, route: u64) -> Decision {
+    router.select(&select_request(&arms(), route)).unwrap()
+}
+
+pub fn feedback(route: u64, arm: u32, score: f64) -> Feedback {
+    Feedback {
+        route_id: RouteId(route),
+        arm: candidate(arm).id,
+        position: 0,
+        outcome: OutcomeKind::Ok,
+        task: String::new(),
+        features: Vec::new(),
+        fallback: false,
+        cold: false,
+        prompt_tokens: 10,
+        completion_tokens: 10,
+        latency_ms: 5.0,
+        ttft_ms: 1.0,
+        cost: 1e-6,
+        score: Score::new(score).ok(),
+    }
 }
