@@ -23,7 +23,7 @@ pub enum Baseline {
         /// The greedy set obeys the budget, through the relaxed problem on the means.
         budgeted: bool,
     },
-    /// The N largest μ̂ + √(c·ln t / T_k); no budget.
+    /// The N largest min(μ̂ + √(c·ln t / T_k), 1) (Chen, Wang, Yuan 2013); no budget.
     Cucb {
         /// c ≥ 0, 1.5 in the literature.
         exploration: f64,
@@ -108,8 +108,8 @@ impl Learner for BaselineLearner {
                 let log = libm::log(self.state.round(&self.table));
                 let bound = |i: usize| {
                     let stats = &view.stats[i].reward;
-                    stats.mean().map_or(f64::INFINITY, |mean| {
-                        mean + (exploration * log / stats.count).sqrt()
+                    stats.mean().map_or(1.0, |mean| {
+                        (mean + (exploration * log / stats.count).sqrt()).min(1.0)
                     })
                 };
                 let bounds: Vec<f64> = (0..view.arms.len()).map(bound).collect();

@@ -8,7 +8,7 @@ use rand::RngCore;
 
 use crate::budget::{self, BudgetMode};
 use crate::cascade::{self, Order};
-use crate::chance::shuffle;
+use crate::chance::{pick, shuffle};
 use crate::lp::{LpError, Solution};
 use crate::rounding;
 use crate::stats::{self, ArmStats, Delta, Table, TableConfig};
@@ -41,6 +41,16 @@ pub enum Relaxation {
     Direct,
 }
 
+/// What the budget row of the any-win problem charges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum CostRow {
+    /// The paper's: every arm of the set.
+    #[default]
+    Set,
+    /// What the cascade pays in expectation, see [`cascade::mix`].
+    Expected,
+}
+
 /// Settings of the learner.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct C2mabvConfig {
@@ -64,6 +74,8 @@ pub struct C2mabvConfig {
     pub order: Order,
     /// How a finite budget is kept.
     pub budget_mode: BudgetMode,
+    /// What an any-win set is charged, where the problem is relaxed.
+    pub cost_row: CostRow,
 }
 
 impl Default for C2mabvConfig {
@@ -81,6 +93,7 @@ impl Default for C2mabvConfig {
             relaxation: Relaxation::Relaxed,
             order: Order::Ratio,
             budget_mode: BudgetMode::Paced,
+            cost_row: CostRow::Set,
         }
     }
 }
@@ -193,12 +206,24 @@ impl C2mabv {
             .iter()
             .map(|b| if unlimited { 0.0 } else { b.cost })
             .collect();
-        let (mut solution, relaxed_after_all) =
-            self.programme(question.mode, &means, &costs, n, purse.budget);
-        complete(&mut solution.z, &means, &costs);
+        let by_cascade = self.config.cost_row == CostRow::Expected
+            && self.config.relaxation == Relaxation::Relaxed
+            && question.mode == Mode::AnyWin
+            && n > 1
+            && !unlimited;
+        let (solution, outcomes, relaxed_after_all) = if by_cascade {
+            let (solution, outcomes) = cascades(&means, &costs, n, purse.budget);
+            (solution, Some(outcomes), false)
+        } else {
+            let (mut solution, relaxed_after_all) =
+                self.programme(question.mode, &means, &costs, n, purse.budget);
+            complete(&mut solution.z, &means, &costs);
+            (solution, None, relaxed_after_all)
+        };
         let mut round = Round {
             marginals: ties::share(&solution.z, &means, &costs),
-            outcomes: None,
+            mixed: outcomes.is_some(),
+            outcomes,
             most: bounds.iter().map(|b| b.most).collect(),
             may_shrink: matches!(question.mode, Mode::AnyWin | Mode::Single),
             arms,
@@ -399,13 +424,17 @@ impl Learner for C2mabv {
     ) -> Result<Choice, NoArm> {
         let round = self.solve(question, Drawn::Here, rng)?;
         // The order of the shuffle decides ties here as everywhere.
-        let mut set = rounding::round(&round.solution.z, rng);
+        let mut set = if round.mixed {
+            round.drawn(rng)
+        } else {
+            rounding::round(&round.solution.z, rng)
+        };
         if set.is_empty() {
             // Σz ≥ 1 but for the crumbs of a sum: the request must be answered all the same.
             let z = round.solution.z.iter().enumerate();
             set.extend(z.max_by(|a, b| a.1.total_cmp(b.1)).map(|(i, _)| i));
         }
-        if round.purse.left.is_finite() && round.purse.fits {
+        if round.purse.left.is_finite() && round.purse.fits && !round.mixed {
             set = round.fitted(&set);
         }
         let propensity = round.probability(&set);
@@ -474,9 +503,11 @@ struct Round {
     may_shrink: bool,
     /// P(arm is chosen), over the shuffle, the rounding and a hard budget; NaN where unknown.
     marginals: Vec<f64>,
-    /// What is drawn where a hard budget may change a draw: the sets and their probabilities,
-    /// none where they are not known.
+    /// What is drawn where it is a mix of cascades, or where a hard budget may change a draw:
+    /// the sets and their probabilities, none where they are not known.
     outcomes: Option<Vec<(Vec<bool>, f64)>>,
+    /// The outcomes are drawn from, rather than the solution rounded.
+    mixed: bool,
     relaxed_after_all: bool,
 }
 
@@ -512,8 +543,11 @@ impl Round {
         let equal = |i: usize, j: usize| ties::equal(&self.means, &self.costs, i, j);
         let k = self.means.len();
         let untold = (0..k).any(|i| (0..i).any(|j| equal(i, j) && self.most[i] != self.most[j]));
-        let outcomes = ties::outcomes(&self.solution.z).filter(|_| !untold);
-        let Some(mut outcomes) = outcomes else {
+        let known = match &self.outcomes {
+            Some(mixed) => Some(mixed.clone()),
+            None => ties::outcomes(&self.solution.z),
+        };
+        let Some(mut outcomes) = known.filter(|_| !untold || self.mixed) else {
             self.marginals.fill(f64::NAN);
             self.outcomes = Some(Vec::new());
             return;
@@ -527,6 +561,17 @@ impl Round {
         }
         self.marginals = ties::share(&drawn, &self.means, &self.costs);
         self.outcomes = Some(outcomes);
+    }
+
+    /// One of the outcomes.
+    fn drawn(&self, rng: &mut (impl RngCore + ?Sized)) -> Vec<usize> {
+        let outcomes = self.outcomes.as_deref().unwrap_or_default();
+        let shares: Vec<f64> = outcomes.iter().map(|(_, p)| *p).collect();
+        let drawn = pick(&shares, rng).and_then(|i| outcomes.get(i));
+        let members = drawn
+            .into_iter()
+            .flat_map(|(set, _)| set.iter().enumerate());
+        members.filter(|(_, s)| **s).map(|(i, _)| i).collect()
     }
 
     /// The set, made to fit.
@@ -563,6 +608,28 @@ impl Round {
         }
         spread
     }
+}
+
+/// The mix of cascades as marginals and as what may be drawn.
+fn cascades(
+    means: &[f64],
+    costs: &[f64],
+    n: usize,
+    budget: f64,
+) -> (Solution, Vec<(Vec<bool>, f64)>) {
+    let mix = cascade::mix(means, costs, n, budget);
+    let mut z = vec![0.0; means.len()];
+    let mut outcomes = Vec::with_capacity(mix.cascades.len());
+    for (arms, share) in mix.cascades {
+        let mut inside = vec![false; means.len()];
+        for k in arms {
+            inside[k] = true;
+            z[k] += share;
+        }
+        outcomes.push((inside, share));
+    }
+    let feasible = mix.feasible;
+    (Solution { z, feasible }, outcomes)
 }
 
 /// What a paced budget charges: nearly the mean; of an arm never called the host's estimate,

@@ -153,7 +153,7 @@ impl Kind for Cucb {
     const NAME: &'static str = "cucb";
     const DESCRIPTION: &'static str = "The largest upper confidence bounds; knows no budget";
     const CONFIG_SCHEMA: &'static str = r#"{"type":"object","additionalProperties":false,"properties":{
-"exploration":{"type":"number","minimum":0,"maximum":100,"default":1.5,"description":"c in mean + sqrt(c ln t / n)."},
+"exploration":{"type":"number","minimum":0,"maximum":100,"default":1.5,"description":"c in mean + sqrt(c ln t / n), which stops at 1."},
 "discount":{"type":"number","minimum":0.5,"maximum":1,"default":1,"description":"What is left of an observation after one more round; 1 forgets nothing."},
 "shrinkage":{"oneOf":[{"const":"pooled"},{"type":"number","minimum":0,"maximum":1e9}],"default":50,"description":"Support of a task tag by at most so many observations from others; \"pooled\" keeps one statistic for all."}}}"#;
 

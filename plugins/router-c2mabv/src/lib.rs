@@ -8,7 +8,7 @@ mod bridge;
 use bridge::NumberOr;
 use llmpick_bandit::awc::Method;
 use llmpick_bandit::budget::BudgetMode;
-use llmpick_bandit::c2mabv::{C2mabv, C2mabvConfig, CostScale, Relaxation};
+use llmpick_bandit::c2mabv::{C2mabv, C2mabvConfig, CostRow, CostScale, Relaxation};
 use llmpick_bandit::cascade::Order;
 use llmpick_bandit::stats::{Delta, TableConfig};
 use llmpick_bandit::{Learner, chance};
@@ -96,6 +96,7 @@ struct RawConfig {
     order: CascadeOrder,
     budget: Option<f64>,
     budget_mode: KeepBudget,
+    cost_row: Row,
     rounding: Rounding,
 }
 
@@ -129,6 +130,14 @@ enum KeepBudget {
     Hard,
 }
 
+/// What the budget row of any-win charges.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Row {
+    Set,
+    Expected,
+}
+
 /// Who draws the set.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -153,6 +162,7 @@ impl Default for RawConfig {
             order: CascadeOrder::Ratio,
             budget: None,
             budget_mode: KeepBudget::Paced,
+            cost_row: Row::Set,
             rounding: Rounding::Local,
         }
     }
@@ -160,7 +170,14 @@ impl Default for RawConfig {
 
 impl RawConfig {
     fn checked(&self) -> Result<C2mabvConfig> {
+        if self.cost_row == Row::Expected {
+            self.check_expected_row()?;
+        }
         Ok(C2mabvConfig {
+            cost_row: match self.cost_row {
+                Row::Set => CostRow::Set,
+                Row::Expected => CostRow::Expected,
+            },
             alpha_reward: self.alpha_mu,
             alpha_cost: self.alpha_c,
             delta: self.checked_delta()?,
@@ -189,6 +206,19 @@ impl RawConfig {
                 KeepBudget::Hard => BudgetMode::Hard,
             },
         })
+    }
+
+    /// A mix of cascades is no matter of marginals, nor of one best set.
+    fn check_expected_row(&self) -> Result<()> {
+        let refuse = |with: &str| {
+            let text = format!("`cost_row = \"expected\"` cannot be had with `{with}`");
+            Err(Error::config(text))
+        };
+        match (self.rounding, self.relaxation) {
+            (Rounding::Host, _) => refuse("rounding = \"host\""),
+            (_, Relax::Direct) => refuse("relaxation = \"direct\""),
+            _ => Ok(()),
+        }
     }
 
     fn checked_delta(&self) -> Result<Delta> {
