@@ -98,7 +98,8 @@ static llmpick_status sensible(const router *self, const llmpick_select_req *req
   if (best < 0) return LLMPICK_E_ABSTAIN;
   out->choices[0] = (uint32_t)best;
   out->choices_len = 1;
-  out->mode = LLMPICK_MODE_SINGLE;
+  /* One arm does in any mode: the simplest that is allowed. */
+  out->mode = req->allowed_modes & (0u - req->allowed_modes);
   out->propensity = 1;
   for (uint32_t i = 0; i < req->n_candidates; i++) out->marginals[i] = i == best;
 #ifdef TELL_PROCESS
@@ -204,7 +205,7 @@ static llmpick_status restore(void *this, uint32_t version, llmpick_bytes bytes,
                               llmpick_error *err) {
   router *self = this;
   struct state state;
-  (void)version;
+  if (version != 1) return fail(err, LLMPICK_E_STATE, "it has another version");
   if (bytes.len != sizeof state) return fail(err, LLMPICK_E_STATE, "it has the wrong length");
   memcpy(&state, bytes.ptr, sizeof state);
   if (state.magic != STATE_MAGIC || state.used > ARMS)

@@ -17,6 +17,7 @@ pub use app::{App, AppError, AppOptions};
 pub use llmpick_dispatch as dispatch;
 pub use llmpick_engine as engine;
 pub use llmpick_ledger as ledger;
+pub use llmpick_plugin_host as plugin_host;
 pub use llmpick_remote::Secret;
 pub use parts::{ModelError, engine_options, model_path, open_ledger, open_store};
 pub use paths::Paths;

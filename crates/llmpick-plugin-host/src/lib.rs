@@ -23,6 +23,7 @@ mod error;
 mod fallback;
 mod find;
 mod instance;
+pub mod kit;
 mod lane;
 mod library;
 mod lock;

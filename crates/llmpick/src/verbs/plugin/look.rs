@@ -1,43 +1,14 @@
-//! `llmpick plugin`: which plugins are here, and what one of them says of itself.
+//! `llmpick plugin list` and `inspect`: which plugins are here, and what one says of itself.
 
 use camino::{Utf8Path, Utf8PathBuf};
-use clap::{Args, Subcommand};
+use llmpick_daemon::Settings;
 use serde_json::json;
 
-use crate::cli::Global;
 use crate::error::{CliError, ExitCode, Result, chain};
-use crate::open;
 use crate::printer::{Printer, table};
 
-/// Options of `plugin`.
-#[derive(Args, Debug)]
-pub struct PluginArgs {
-    #[command(subcommand)]
-    what: What,
-}
-
-#[derive(Subcommand, Debug)]
-enum What {
-    /// List the libraries in the plugin folders; nothing is loaded
-    List,
-    /// Load one and show what it holds: names, versions, settings
-    Inspect {
-        /// A plugin's name, such as c2mabv, or the path of a library
-        plugin: String,
-    },
-}
-
-/// Lists or inspects.
-pub fn run(args: PluginArgs, global: &Global, printer: Printer) -> Result<()> {
-    let settings = open::settings(global, Vec::new())?;
-    let folders = open::plugin_folders(&settings);
-    match args.what {
-        What::List => list(&folders, &settings.router.plugin, printer),
-        What::Inspect { plugin } => inspect(&settings, &plugin, printer),
-    }
-}
-
-fn list(folders: &[Utf8PathBuf], chosen: &str, printer: Printer) -> Result<()> {
+/// The libraries in these folders; none is loaded.
+pub(super) fn list(folders: &[Utf8PathBuf], chosen: &str, printer: Printer) -> Result<()> {
     let mut rows = Vec::new();
     for library in folders.iter().flat_map(|folder| libraries(folder)) {
         let stem = library.file_stem().unwrap_or_default();
@@ -83,7 +54,8 @@ fn libraries(folder: &Utf8Path) -> Vec<Utf8PathBuf> {
     found
 }
 
-fn inspect(settings: &llmpick_daemon::Settings, plugin: &str, printer: Printer) -> Result<()> {
+/// What the plugins of a library say of themselves.
+pub(super) fn inspect(settings: &Settings, plugin: &str, printer: Printer) -> Result<()> {
     let failed =
         |error: &(dyn std::error::Error + 'static)| CliError::new(ExitCode::Plugin, chain(error));
     let library =
