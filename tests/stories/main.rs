@@ -7,3 +7,4 @@ mod chat;
 mod client;
 mod learning;
 mod models;
+mod task;

@@ -10,10 +10,13 @@ use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, BodyStream, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use llmpick_core::{FinishReason, Message, Mode, RouteId, Sampling, Score, Usage};
+use llmpick_core::{ArmId, FinishReason, Message, Mode, RouteId, Sampling, Score, Usage};
+use llmpick_dispatch::Part;
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokio::net::UnixStream;
+
+use crate::task::{PartReport, TaskReport};
 
 /// A daemon that answered.
 #[derive(Clone, Debug)]
@@ -82,6 +85,57 @@ pub struct ChatDone {
 
 /// An answer as it grows. Dropping it cancels the work.
 pub type ChatStream = Pin<Box<dyn Stream<Item = Result<ChatEvent, ClientError>> + Send>>;
+
+/// One request with parts, with every option of the command.
+#[derive(Clone, Debug, Default)]
+pub struct TaskCall {
+    /// `auto` without a name.
+    pub model: Option<String>,
+    /// What comes before each part's messages.
+    pub messages: Vec<Message>,
+    /// The parts.
+    pub parts: Vec<Part>,
+    /// How tokens are drawn; seed 0 stands for none.
+    pub sampling: Sampling,
+    /// Most tokens of each answer.
+    pub max_tokens: Option<u32>,
+    /// Texts that end an answer.
+    pub stop: Vec<String>,
+    /// How arms work together.
+    pub mode: Option<Mode>,
+    /// Most arms.
+    pub max_arms: Option<u32>,
+    /// Most dollars.
+    pub max_cost: Option<f64>,
+    /// Most milliseconds.
+    pub max_latency_ms: Option<f64>,
+    /// The least score that is accepted.
+    pub min_score: Option<Score>,
+    /// Context tag, may be empty.
+    pub context: String,
+    /// The scorer of parts that name none.
+    pub scorer: Option<String>,
+}
+
+/// A step of a request with parts.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum TaskStep {
+    /// An arm starts on a part.
+    Started {
+        /// Its name.
+        name: String,
+        /// Who works on it.
+        model: ArmId,
+    },
+    /// A part has ended.
+    Part(PartReport),
+    /// The end.
+    Done(TaskReport),
+}
+
+/// The steps of a request with parts. Dropping it cancels the work.
+pub type TaskSteps = Pin<Box<dyn Stream<Item = Result<TaskStep, ClientError>> + Send>>;
 
 /// Why the daemon did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -159,13 +213,48 @@ impl Client {
         let body = self.send(Method::POST, path, Some(chat_body(call))).await?;
         let reading = Reading {
             client: self.clone(),
-            body: BodyStream::new(body),
-            buffer: Vec::new(),
+            frames: Frames {
+                body: BodyStream::new(body),
+                buffer: Vec::new(),
+            },
             ready: VecDeque::new(),
             end: End::default(),
             over: false,
         };
         Ok(Box::pin(stream::unfold(reading, Reading::step)))
+    }
+
+    /// Asks a request with parts; resolves once its plan is made.
+    pub async fn task(&self, call: &TaskCall) -> Result<TaskSteps, ClientError> {
+        let path = "/llmpick/v1/task";
+        let body = self.send(Method::POST, path, Some(task_body(call))).await?;
+        let frames = Frames {
+            body: BodyStream::new(body),
+            buffer: Vec::new(),
+        };
+        let steps = stream::unfold(Some((self.clone(), frames)), |state| async {
+            let (client, mut frames) = state?;
+            let step = match frames.next(&client).await {
+                Ok(Some(data)) => match data.as_str() {
+                    "[DONE]" => return None,
+                    data => client.task_step(data),
+                },
+                Ok(None) => Err(client.nonsense("the task ended without its end".to_owned())),
+                Err(error) => Err(error),
+            };
+            let next = step.is_ok().then_some((client, frames));
+            Some((step, next))
+        });
+        Ok(Box::pin(steps))
+    }
+
+    fn task_step(&self, data: &str) -> Result<TaskStep, ClientError> {
+        let value: Value =
+            serde_json::from_str(data).map_err(|error| self.nonsense(error.to_string()))?;
+        if value.get("event").is_none() {
+            return Err(refusal(200, &value));
+        }
+        TaskStep::deserialize(value).map_err(|error| self.nonsense(error.to_string()))
     }
 
     async fn get(&self, path: &str) -> Result<Value, ClientError> {
@@ -257,27 +346,58 @@ fn refusal(status: u16, value: &Value) -> ClientError {
     }
 }
 
-fn chat_body(call: &ChatCall) -> Value {
-    let mut ours = Map::new();
-    let mut set = |key: &str, value: Value| {
-        if !value.is_null() && value != "" {
-            ours.insert(key.to_owned(), value);
-        }
+fn task_body(call: &TaskCall) -> Value {
+    let ours = said(json!({
+        "mode": call.mode,
+        "max_arms": call.max_arms,
+        "max_cost": call.max_cost,
+        "max_latency_ms": call.max_latency_ms,
+        "min_score": call.min_score,
+        "context": call.context,
+        "scorer": call.scorer,
+    }));
+    let part = |part: &Part| {
+        said(json!({
+            "name": part.name,
+            "messages": part.messages,
+            "reference": part.reference,
+            "scorer": part.scorer,
+        }))
     };
-    set("mode", json!(call.mode));
-    set("max_arms", json!(call.max_arms));
-    set("max_cost", json!(call.max_cost));
-    set("context", json!(call.context));
-    set("reference", json!(call.reference));
-    set("scorer", json!(call.scorer));
-    let sampling = &call.sampling;
+    let mut body = drawing(&call.sampling);
+    let common = (!call.messages.is_empty()).then_some(&call.messages);
+    let rest = json!({
+        "model": call.model.as_deref().unwrap_or("auto"),
+        "messages": common,
+        "parts": call.parts.iter().map(part).collect::<Vec<_>>(),
+        "stream": true,
+        "max_tokens": call.max_tokens,
+        "stop": (!call.stop.is_empty()).then_some(&call.stop),
+        "llmpick": ours,
+    });
+    merge(&mut body, rest);
+    body
+}
+
+/// An object without what says nothing.
+fn said(value: Value) -> Value {
+    let Value::Object(mut map) = value else {
+        return value;
+    };
+    map.retain(|_, value| !value.is_null() && value != "");
+    Value::Object(map)
+}
+
+fn merge(into: &mut Value, from: Value) {
+    if let (Value::Object(into), Value::Object(from)) = (into, from) {
+        into.extend(from);
+    }
+}
+
+fn drawing(sampling: &Sampling) -> Value {
     // The seed goes as the signed number of the same bits; the daemon turns it back.
     let seed = (sampling.seed != 0).then_some(sampling.seed as i64);
     json!({
-        "model": call.model.as_deref().unwrap_or("auto"),
-        "messages": call.messages,
-        "stream": true,
-        "stream_options": {"include_usage": true},
         "temperature": sampling.temperature,
         "top_k": sampling.top_k,
         "top_p": sampling.top_p,
@@ -285,10 +405,30 @@ fn chat_body(call: &ChatCall) -> Value {
         "repeat_penalty": sampling.repetition_penalty,
         "repeat_last_n": sampling.repetition_window,
         "seed": seed,
+    })
+}
+
+fn chat_body(call: &ChatCall) -> Value {
+    let ours = said(json!({
+        "mode": call.mode,
+        "max_arms": call.max_arms,
+        "max_cost": call.max_cost,
+        "context": call.context,
+        "reference": call.reference,
+        "scorer": call.scorer,
+    }));
+    let mut body = drawing(&call.sampling);
+    let rest = json!({
+        "model": call.model.as_deref().unwrap_or("auto"),
+        "messages": call.messages,
+        "stream": true,
+        "stream_options": {"include_usage": true},
         "max_tokens": call.max_tokens,
         "stop": (!call.stop.is_empty()).then_some(&call.stop),
         "llmpick": ours,
-    })
+    });
+    merge(&mut body, rest);
+    body
 }
 
 /// The parts of the end, which come in two events.
@@ -311,10 +451,38 @@ struct Ours {
     latency_ms: f64,
 }
 
-struct Reading {
-    client: Client,
+/// The `data:` lines of a body, one by one.
+struct Frames {
     body: BodyStream<Incoming>,
     buffer: Vec<u8>,
+}
+
+impl Frames {
+    /// The data of the next event; `None` at the end. Our own daemon writes one `data:` line each.
+    async fn next(&mut self, client: &Client) -> Result<Option<String>, ClientError> {
+        loop {
+            if let Some(end) = self.buffer.windows(2).position(|pair| pair == b"\n\n") {
+                let event: Vec<u8> = self.buffer.drain(..end + 2).collect();
+                let text = String::from_utf8_lossy(&event);
+                match text.trim_end().strip_prefix("data: ") {
+                    Some(data) => return Ok(Some(data.to_owned())),
+                    None => continue,
+                }
+            }
+            let frame = match self.body.next().await {
+                Some(frame) => frame.map_err(|error| client.broken(error))?,
+                None => return Ok(None),
+            };
+            if let Ok(data) = frame.into_data() {
+                self.buffer.extend_from_slice(&data);
+            }
+        }
+    }
+}
+
+struct Reading {
+    client: Client,
+    frames: Frames,
     ready: VecDeque<ChatEvent>,
     end: End,
     over: bool,
@@ -335,31 +503,14 @@ impl Reading {
             if let Some(event) = self.ready.pop_front() {
                 return Ok(event);
             }
-            let frame = match self.body.next().await {
-                Some(frame) => frame.map_err(|error| self.client.broken(error))?,
+            match self.frames.next(&self.client).await? {
+                Some(data) => self.take(&data)?,
                 None => {
-                    return Err(self
-                        .client
-                        .nonsense("the answer ended without its end".to_owned()));
+                    let reason = "the answer ended without its end".to_owned();
+                    return Err(self.client.nonsense(reason));
                 }
-            };
-            if let Ok(data) = frame.into_data() {
-                self.buffer.extend_from_slice(&data);
-                self.take_events()?;
             }
         }
-    }
-
-    /// Reads the whole events of the buffer. Our own daemon writes one `data:` line each.
-    fn take_events(&mut self) -> Result<(), ClientError> {
-        while let Some(end) = self.buffer.windows(2).position(|pair| pair == b"\n\n") {
-            let event: Vec<u8> = self.buffer.drain(..end + 2).collect();
-            let text = String::from_utf8_lossy(&event).into_owned();
-            if let Some(data) = text.trim_end().strip_prefix("data: ") {
-                self.take(data)?;
-            }
-        }
-        Ok(())
     }
 
     fn take(&mut self, data: &str) -> Result<(), ClientError> {

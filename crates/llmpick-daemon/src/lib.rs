@@ -12,6 +12,7 @@ pub mod plugins;
 mod residency;
 mod server;
 pub mod settings;
+mod task;
 
 pub use app::{App, AppError, AppOptions};
 pub use llmpick_dispatch as dispatch;
@@ -23,3 +24,4 @@ pub use parts::{ModelError, engine_options, model_path, open_ledger, open_store}
 pub use paths::Paths;
 pub use server::{ServeError, Server, serve};
 pub use settings::{DEFAULT_CONFIG, Settings, SettingsError, SettingsSources};
+pub use task::{AttemptReport, PartReport, TaskReport};

@@ -12,8 +12,10 @@ use llmpick_core::{
     Backend, BackendError, Candidate, Decision, DecisionSource, Feedback, Message, Mode, Router,
     RouterError, Score, SelectRequest, Snapshot,
 };
-use llmpick_daemon::client::{ChatCall, ChatDone, ChatEvent, Client, ClientError};
-use llmpick_daemon::dispatch::{Dispatch, DispatchSettings, Parts, SystemClock};
+use llmpick_daemon::client::{
+    ChatCall, ChatDone, ChatEvent, Client, ClientError, TaskCall, TaskStep,
+};
+use llmpick_daemon::dispatch::{Dispatch, DispatchSettings, Part, Parts, SystemClock};
 use llmpick_daemon::ledger::Ledger;
 use llmpick_daemon::{App, Paths, ServeError, Server, Settings, SettingsSources};
 use llmpick_testkit::{Answer, FakeBackend};
@@ -824,4 +826,171 @@ async fn another_llmpick_is_a_remote_arm() {
         daemon.stop().await;
     }
     upstream.stop().await;
+}
+
+/// Answers with the last word it was told.
+fn echo(name: &str) -> Arc<dyn Backend> {
+    Arc::new(FakeBackend::replying(name, |request| {
+        let text = request.prompt.text();
+        Answer::text(text.split_whitespace().last().unwrap_or_default())
+    }))
+}
+
+/// A task of two parts, the second of which is right only if `right` is what it says.
+fn two_parts(mode: &str, right: &str) -> Value {
+    json!({
+        "messages": [{"role": "system", "content": "Be brief."}],
+        "parts": [
+            {"name": "one", "prompt": "say one", "reference": "one", "scorer": "exact"},
+            {"name": "two", "messages": [{"role": "user", "content": "say two"}], "reference": right},
+        ],
+        "temperature": 0,
+        "llmpick": {"mode": mode, "max_arms": 2, "scorer": "exact"},
+    })
+}
+
+#[tokio::test]
+async fn parts_are_dealt_and_reported() {
+    let daemon = Daemon::start(vec![echo("a"), echo("b")]).await;
+    let path = "/llmpick/v1/task";
+    let response = daemon.post(path, &two_parts("sum_up", "no")).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    let report: Value = response.json().await.unwrap();
+    assert_eq!(report["success"], true, "{report}");
+    assert_eq!(report["score_sum"], 1.0);
+    assert_eq!(report["arms"], json!(["a", "b"]));
+    let part = &report["parts"][1];
+    assert_eq!(
+        (&part["name"], &part["text"]),
+        (&json!("two"), &json!("two"))
+    );
+    assert_eq!(
+        (&part["model"], &part["accepted"]),
+        (&json!("b"), &json!(false))
+    );
+    let route = report["route_id"].as_str().unwrap();
+    let (_, record) = daemon.get(&format!("/llmpick/v1/routes/{route}")).await;
+    assert_eq!(record["parts"][0]["name"], "one", "{record}");
+    assert_eq!(record["calls"][1]["part"], 1, "{record}");
+
+    // The same in all_in is a failure that names the part, with what there is beside it.
+    let response = daemon.post(path, &two_parts("all_in", "no")).await;
+    assert_eq!(response.status(), StatusCode::UNPROCESSABLE_ENTITY);
+    let body: Value = response.json().await.unwrap();
+    let message = body["error"]["message"].as_str().unwrap();
+    assert!(message.starts_with("part `two` scored 0.000"), "{body}");
+    assert_eq!(body["task"]["parts"][0]["text"], "one");
+    let response = daemon.post(path, &two_parts("all_in", "two")).await;
+    assert_eq!(response.status(), StatusCode::OK);
+
+    // Our own client, in events over the socket.
+    let part = |name: &str| Part {
+        name: name.to_owned(),
+        messages: vec![Message::user(format!("say {name}"))],
+        reference: None,
+        scorer: None,
+    };
+    let call = TaskCall {
+        parts: vec![part("x"), part("y"), part("z")],
+        mode: Some(Mode::AllIn),
+        max_arms: Some(2),
+        ..TaskCall::default()
+    };
+    let steps: Vec<_> = daemon.client.task(&call).await.unwrap().collect().await;
+    let steps: Vec<TaskStep> = steps.into_iter().map(Result::unwrap).collect();
+    let count = |wanted: fn(&TaskStep) -> bool| steps.iter().filter(|step| wanted(step)).count();
+    assert_eq!(count(|step| matches!(step, TaskStep::Started { .. })), 3);
+    assert_eq!(count(|step| matches!(step, TaskStep::Part(_))), 3);
+    let Some(TaskStep::Done(report)) = steps.last() else {
+        panic!("{steps:?}")
+    };
+    assert!(report.success);
+    assert_eq!(report.parts[2].text, "z");
+    let refused = TaskCall {
+        scorer: Some("vibes".to_owned()),
+        ..call
+    };
+    let Err(ClientError::Refused { status: 400, .. }) = daemon.client.task(&refused).await else {
+        panic!("there is no such scorer")
+    };
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn parts_that_cannot_be_read_are_refused() {
+    let daemon = Daemon::start(vec![echo("a")]).await;
+    let part = json!({"name": "a", "prompt": "hi"});
+    for (body, names) in [
+        (json!({}), "`parts` has to be a list"),
+        (json!({"parts": []}), "`parts` has to be a list"),
+        (
+            json!({"parts": [{"name": "a"}]}),
+            "`parts[0]` needs either a `prompt` or `messages`",
+        ),
+        (
+            json!({"parts": [{"prompt": "a"}]}),
+            "`parts[0]` needs a `name`",
+        ),
+        (
+            json!({"parts": [part, {"name": "b", "prompt": "c", "x": 1}]}),
+            "`parts[1]` has the field `x`",
+        ),
+        (json!({"parts": [part, part]}), "two parts are named `a`"),
+        (
+            json!({"parts": [part], "llmpick": {"mode": "single"}}),
+            "sum_up or all_in",
+        ),
+        (
+            json!({"parts": [part], "llmpick": {"min_score": 2}}),
+            "`llmpick.min_score`",
+        ),
+        (
+            json!({"parts": [part], "n": 2}),
+            "the field `n` is not known",
+        ),
+    ] {
+        let response = daemon.post("/llmpick/v1/task", &body).await;
+        assert_eq!(response.status(), StatusCode::BAD_REQUEST, "{body}");
+        let told: Value = response.json().await.unwrap();
+        let message = told["error"]["message"].as_str().unwrap();
+        assert!(message.contains(names), "{message}");
+    }
+    let (status, told) = daemon.refused(json!({"llmpick": {"mode": "all_in"}})).await;
+    assert_eq!(
+        (status, told["param"].as_str()),
+        (400, Some("llmpick.mode"))
+    );
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_a_task_stops_its_parts() {
+    let hangs = Arc::new(FakeBackend::new("a", Answer::text("one").hanging_after(0)).remote());
+    let daemon = Daemon::start(vec![hangs.clone()]).await;
+    let part = |name: &str| Part {
+        name: name.to_owned(),
+        messages: vec![Message::user("hi")],
+        reference: None,
+        scorer: None,
+    };
+    let call = TaskCall {
+        parts: vec![part("x"), part("y")],
+        ..TaskCall::default()
+    };
+    let mut steps = daemon.client.task(&call).await.unwrap();
+    for _ in 0..2 {
+        let step = steps.next().await.unwrap().unwrap();
+        assert!(matches!(step, TaskStep::Started { .. }), "{step:?}");
+    }
+    while hangs.state().inflight < 2 {
+        tokio::task::yield_now().await;
+    }
+    drop(steps);
+    while hangs.cancelled() < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let dispatch = Arc::clone(&daemon.dispatch);
+    daemon.stop().await;
+    let record = dispatch.last_route().unwrap().unwrap();
+    assert_eq!(format!("{:?}", record.status), "Cancelled");
 }

@@ -46,13 +46,16 @@ pub struct Global {
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 model missing, 4 download failed, \
 5 model file unusable, 6 request refused (too long, invalid), 7 plugin unusable, \
-8 ledger unusable, 9 settings wrong, 10 provider failed, 130 interrupted.";
+8 ledger unusable, 9 settings wrong, 10 provider failed, 11 a part of a task failed, \
+130 interrupted.";
 
 /// The verbs.
 #[derive(Subcommand, Debug)]
 pub enum Verb {
     /// Answer a prompt, or talk: without a prompt on a terminal, a conversation begins
     Chat(verbs::chat::ChatArgs),
+    /// Deal the parts of a task over several models: `sum_up` or `all_in`
+    Task(verbs::task::TaskArgs),
     /// Run the daemon: an OpenAI-compatible API on a unix socket and on loopback
     Serve(verbs::serve::ServeArgs),
     /// Fetch models: a name, `default` or `starter`

@@ -26,6 +26,8 @@ pub enum ExitCode {
     Settings = 9,
     /// A remote provider failed.
     Provider = 10,
+    /// A task succeeded, and some part of it was not answered.
+    PartFailed = 11,
     /// The person stopped it.
     Interrupted = 130,
 }

@@ -50,6 +50,7 @@ async fn run(cli: Cli, printer: Printer) -> Result<()> {
     let global = &cli.global;
     match cli.verb {
         Verb::Chat(args) => verbs::chat::run(args, global, printer).await,
+        Verb::Task(args) => verbs::task::run(args, global, printer).await,
         Verb::Serve(args) => verbs::serve::run(args, global, printer).await,
         Verb::Pull(args) => verbs::pull::run(args, global, printer).await,
         Verb::Ls(args) => verbs::models::ls(args, global, printer),

@@ -5,9 +5,9 @@ use llmpick_core::{
     ArmId, ContextKey, FinishReason, GenerateRequest, Message, Mode, NanoDollars, Prompt, RouteId,
     Sampling, Score, Usage,
 };
-use llmpick_daemon::client::{ChatCall, ChatEvent, Client};
-use llmpick_daemon::dispatch::{RouteEvent, RouteRequest, RouteSummary, Target};
-use llmpick_daemon::{App, Settings};
+use llmpick_daemon::client::{ChatCall, ChatEvent, Client, TaskCall, TaskStep};
+use llmpick_daemon::dispatch::{RouteEvent, RouteRequest, RouteSummary, Target, TaskEvent};
+use llmpick_daemon::{App, PartReport, Settings, TaskReport};
 
 use crate::cli::Global;
 use crate::error::{CliError, ExitCode, Result};
@@ -188,6 +188,19 @@ impl Talker {
         }
     }
 
+    /// Asks a request with parts, and hands on what happens to each. Dropping the future cancels
+    /// what still runs.
+    pub async fn task(
+        &self,
+        call: &TaskCall,
+        hear: &mut (dyn FnMut(TaskStep) + Send),
+    ) -> Result<TaskReport> {
+        match self {
+            Self::Here(app) => task_here(app, call, hear).await,
+            Self::Daemon(client, _) => task_daemon(client, call, hear).await,
+        }
+    }
+
     /// The person's grade of an answer.
     pub async fn feedback(&self, route: RouteId, score: Score) -> Result<()> {
         match self {
@@ -237,14 +250,72 @@ async fn ask_here(app: &App, ask: &Ask, hear: &mut (dyn FnMut(&str) + Send)) -> 
             RouteEvent::Finished(summary) => return Ok(answer_here(text, summary)),
         }
     }
-    Err(CliError::new(
-        ExitCode::Failed,
-        "the answer ended without its last part",
-    ))
+    Err(no_end())
 }
 
-fn route_request(app: &App, ask: &Ask) -> Result<RouteRequest> {
-    let target = match &ask.model {
+async fn task_here(
+    app: &App,
+    call: &TaskCall,
+    hear: &mut (dyn FnMut(TaskStep) + Send),
+) -> Result<TaskReport> {
+    let failed = |error| open::dispatch_error(&error);
+    let max_cost = call.max_cost.map(NanoDollars::from_usd).transpose();
+    let generate = GenerateRequest {
+        sampling: call.sampling.clone(),
+        max_tokens: call.max_tokens,
+        stop: call.stop.clone(),
+        logprobs: false,
+        ..GenerateRequest::new(Prompt::Chat(call.messages.clone()))
+    };
+    let request = RouteRequest {
+        target: target(app, call.model.as_deref())?,
+        parts: call.parts.clone(),
+        mode: call.mode,
+        max_arms: call.max_arms,
+        max_cost: max_cost.map_err(|error| CliError::new(ExitCode::Usage, error))?,
+        max_latency: call
+            .max_latency_ms
+            .map(|ms| std::time::Duration::from_secs_f64(ms / 1e3)),
+        min_score: call.min_score,
+        context: ContextKey(call.context.clone()),
+        scorer: call.scorer.clone(),
+        seed: Some(call.sampling.seed).filter(|seed| *seed != 0),
+        ..RouteRequest::new(generate)
+    };
+    let mut events = app.dispatch().task(request).await.map_err(failed)?;
+    while let Some(event) = events.next().await {
+        match event.map_err(failed)? {
+            TaskEvent::Started { name, arm, .. } => hear(TaskStep::Started { name, model: arm }),
+            TaskEvent::Ended(part) => hear(TaskStep::Part(PartReport::from(part))),
+            TaskEvent::Finished(summary) => return Ok(summary.into()),
+        }
+    }
+    Err(no_end())
+}
+
+async fn task_daemon(
+    client: &Client,
+    call: &TaskCall,
+    hear: &mut (dyn FnMut(TaskStep) + Send),
+) -> Result<TaskReport> {
+    let failed = |error| open::client_error(&error);
+    let mut steps = client.task(call).await.map_err(failed)?;
+    while let Some(step) = steps.next().await {
+        match step.map_err(failed)? {
+            TaskStep::Done(report) => return Ok(report),
+            step => hear(step),
+        }
+    }
+    Err(no_end())
+}
+
+fn no_end() -> CliError {
+    CliError::new(ExitCode::Failed, "the answer ended without its last part")
+}
+
+/// Who may answer to this name.
+fn target(app: &App, model: Option<&str>) -> Result<Target> {
+    Ok(match model {
         None => Target::Auto,
         Some(name) if app.arm(name).is_some() => {
             Target::Pinned(ArmId::new(name).map_err(|error| CliError::new(ExitCode::Usage, error))?)
@@ -253,10 +324,13 @@ fn route_request(app: &App, ask: &Ask) -> Result<RouteRequest> {
             app.local_backend(name)
                 .map_err(|error| open::model_error(&error))?,
         ),
-    };
+    })
+}
+
+fn route_request(app: &App, ask: &Ask) -> Result<RouteRequest> {
     let max_cost = ask.max_cost.map(NanoDollars::from_usd).transpose();
     Ok(RouteRequest {
-        target,
+        target: target(app, ask.model.as_deref())?,
         mode: ask.mode,
         max_arms: ask.max_arms,
         max_cost: max_cost.map_err(|error| CliError::new(ExitCode::Usage, error))?,
@@ -327,8 +401,5 @@ async fn ask_daemon(
             }
         }
     }
-    Err(CliError::new(
-        ExitCode::Failed,
-        "the answer ended without its last part",
-    ))
+    Err(no_end())
 }

@@ -55,7 +55,7 @@ pub(crate) async fn completions(
 }
 
 /// Who may answer to this name.
-async fn target(serving: &Arc<Serving>, model: &str) -> Result<Target, ApiError> {
+pub(crate) async fn target(serving: &Arc<Serving>, model: &str) -> Result<Target, ApiError> {
     if model == "auto" {
         return Ok(Target::Auto);
     }

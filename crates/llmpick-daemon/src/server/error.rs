@@ -95,6 +95,19 @@ impl ApiError {
         )
     }
 
+    /// A request with parts that did not succeed: 502 where an arm failed, 422 where an answer
+    /// was not good enough.
+    pub(crate) fn task_failed(arm_failed: bool, message: impl Into<String>) -> Self {
+        let status = match arm_failed {
+            true => StatusCode::BAD_GATEWAY,
+            false => StatusCode::UNPROCESSABLE_ENTITY,
+        };
+        Self {
+            code: Some("task_failed"),
+            ..Self::new(status, "server_error", message)
+        }
+    }
+
     /// 429: come back later.
     pub(crate) fn busy(message: impl Into<String>) -> Self {
         let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);

@@ -7,6 +7,7 @@ mod records;
 mod reply;
 mod request;
 mod socket;
+mod task;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -231,6 +232,7 @@ fn routes(serving: &Arc<Serving>) -> Router {
         .route("/v1/models", get(records::models))
         .route("/v1/models/{*id}", get(records::model))
         .route("/v1/chat/completions", post(chat::completions))
+        .route("/llmpick/v1/task", post(task::task))
         .route("/llmpick/v1/feedback", post(records::feedback))
         .route("/llmpick/v1/routes/{id}", get(records::route))
         .route("/llmpick/v1/arms", get(records::arms))

@@ -94,11 +94,11 @@ fn chunk(header: &Header, delta: Value, logprobs: Value, reason: Option<&str>) -
     chunk
 }
 
-fn event(value: &Value) -> Bytes {
+pub(crate) fn event(value: &Value) -> Bytes {
     Bytes::from(format!("data: {value}\n\n"))
 }
 
-fn done() -> Bytes {
+pub(crate) fn done() -> Bytes {
     Bytes::from_static(b"data: [DONE]\n\n")
 }
 

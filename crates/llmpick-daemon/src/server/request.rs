@@ -1,4 +1,4 @@
-//! What a client asks of `/v1/chat/completions`, checked field by field.
+//! What a client asks of `/v1/chat/completions` and `/llmpick/v1/task`, checked field by field.
 //!
 //! No field that is accepted is ignored: it works, or the answer is 400. A field whose value
 //! asks for nothing (`n: 1`, an empty `tools`, `null`) is as good as absent.
@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use axum::http::HeaderMap;
 use llmpick_core::{
-    ContextKey, GenerateRequest, Message, Mode, NanoDollars, Prompt, Role, Sampling,
+    ContextKey, GenerateRequest, Message, Mode, NanoDollars, Prompt, Role, Sampling, Score,
 };
-use llmpick_dispatch::RouteRequest;
+use llmpick_dispatch::{Part, RouteRequest};
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
@@ -31,15 +31,21 @@ pub(crate) struct ChatRequest {
 
 type Checked<T> = Result<T, ApiError>;
 
+/// A request with parts as it was asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct TaskRequest {
+    /// `auto`, or a model's name.
+    pub(crate) model: String,
+    /// Answer in events.
+    pub(crate) stream: bool,
+    /// What dispatch is asked; its target is still open.
+    pub(crate) route: RouteRequest,
+}
+
 /// Reads a body and the `x-llmpick-*` headers. `plain` is how tokens are drawn where the
 /// body does not say.
 pub(crate) fn read(body: &[u8], headers: &HeaderMap, plain: &Sampling) -> Checked<ChatRequest> {
-    let value: Value = serde_json::from_slice(body)
-        .map_err(|error| ApiError::invalid("", format!("the body is no JSON: {error}")))?;
-    let Value::Object(map) = value else {
-        return Err(ApiError::invalid("", "the body has to be a JSON object"));
-    };
-    let mut fields = Fields { map, prefix: "" };
+    let mut fields = Fields::of(body)?;
     let model = fields.required_text("model")?;
     let messages = messages(fields.take("messages"))?;
     let stream = fields.switch("stream")?.unwrap_or(false);
@@ -59,6 +65,13 @@ pub(crate) fn read(body: &[u8], headers: &HeaderMap, plain: &Sampling) -> Checke
         ..RouteRequest::new(generate)
     };
     routing(&mut route, fields.take("llmpick"), headers)?;
+    if matches!(route.mode, Some(Mode::SumUp | Mode::AllIn)) {
+        return Err(ApiError::invalid(
+            "llmpick.mode",
+            "`llmpick.mode` has to be single or any_win; sum_up and all_in are for \
+             /llmpick/v1/task",
+        ));
+    }
     if let Some(user) = fields.text("user")?
         && route.session.is_empty()
     {
@@ -75,6 +88,94 @@ pub(crate) fn read(body: &[u8], headers: &HeaderMap, plain: &Sampling) -> Checke
     })
 }
 
+/// Reads the body of a request with parts, and the `x-llmpick-*` headers.
+pub(crate) fn read_task(
+    body: &[u8],
+    headers: &HeaderMap,
+    plain: &Sampling,
+) -> Checked<TaskRequest> {
+    let mut fields = Fields::of(body)?;
+    let model = fields.text("model")?.unwrap_or_else(|| "auto".to_owned());
+    let common = match fields.take("messages") {
+        None => Vec::new(),
+        given => messages(given)?,
+    };
+    let parts = parts(fields.take("parts"))?;
+    let stream = fields.switch("stream")?.unwrap_or(false);
+    let generate = GenerateRequest {
+        prompt: Prompt::Chat(common),
+        sampling: sampling(&mut fields, plain)?,
+        max_tokens: max_tokens(&mut fields)?,
+        stop: stop(fields.take("stop"))?,
+        logprobs: false,
+    };
+    let mut route = RouteRequest {
+        seed: Some(generate.sampling.seed).filter(|seed| *seed != 0),
+        parts,
+        ..RouteRequest::new(generate)
+    };
+    routing(&mut route, fields.take("llmpick"), headers)?;
+    if matches!(route.mode, Some(Mode::Single | Mode::AnyWin)) {
+        let message = "`llmpick.mode` has to be sum_up or all_in";
+        return Err(ApiError::invalid("llmpick.mode", message));
+    }
+    fields.finish()?;
+    Ok(TaskRequest {
+        model,
+        stream,
+        route,
+    })
+}
+
+fn parts(value: Option<Value>) -> Checked<Vec<Part>> {
+    let wants = "`parts` has to be a list of at least one part";
+    match value {
+        Some(Value::Array(items)) if !items.is_empty() => items
+            .into_iter()
+            .enumerate()
+            .map(|(index, item)| {
+                read_part(item).map_err(|problem| {
+                    let place = format!("parts[{index}]");
+                    let message = format!("`{place}` {problem}");
+                    ApiError::invalid(&place, message)
+                })
+            })
+            .collect(),
+        _ => Err(ApiError::invalid("parts", wants)),
+    }
+}
+
+/// One part; the error completes "`parts[0]` …".
+fn read_part(value: Value) -> Result<Part, String> {
+    let Value::Object(mut map) = value else {
+        return Err("has to be an object".to_owned());
+    };
+    let mut text = |key: &str| match map.shift_remove(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(_) => Err(format!("has a `{key}` that is no text")),
+    };
+    let name = text("name")?.filter(|name| !name.is_empty());
+    let prompt = text("prompt")?;
+    let (reference, scorer) = (text("reference")?, text("scorer")?);
+    let messages = match (prompt, map.shift_remove("messages")) {
+        (Some(prompt), None) => vec![Message::user(prompt)],
+        (None, Some(Value::Array(items))) => {
+            items.into_iter().map(message).collect::<Result<_, _>>()?
+        }
+        _ => return Err("needs either a `prompt` or `messages`".to_owned()),
+    };
+    match map.keys().next() {
+        Some(key) => Err(format!("has the field `{key}`, which is not known here")),
+        None => Ok(Part {
+            name: name.ok_or("needs a `name`")?,
+            messages,
+            reference,
+            scorer,
+        }),
+    }
+}
+
 /// A JSON object whose keys are taken out one by one; what is left was not understood.
 struct Fields {
     map: Map<String, Value>,
@@ -82,6 +183,15 @@ struct Fields {
 }
 
 impl Fields {
+    fn of(body: &[u8]) -> Checked<Self> {
+        let value: Value = serde_json::from_slice(body)
+            .map_err(|error| ApiError::invalid("", format!("the body is no JSON: {error}")))?;
+        match value {
+            Value::Object(map) => Ok(Self { map, prefix: "" }),
+            _ => Err(ApiError::invalid("", "the body has to be a JSON object")),
+        }
+    }
+
     fn name(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
     }
@@ -383,8 +493,13 @@ fn routing(route: &mut RouteRequest, object: Option<Value>, headers: &HeaderMap)
     route.scorer = fields.text("scorer")?;
     route.session = fields.text("session")?.unwrap_or_default();
     route.learn = fields.switch("learn")?.unwrap_or(true);
+    let least = fields.number("min_score", 0.0, 1.0)?;
+    route.min_score = least.and_then(|least| Score::new(least).ok());
     if fields.take("parts").is_some() {
-        return Err(ApiError::unsupported("llmpick.parts"));
+        return Err(ApiError::invalid(
+            "llmpick.parts",
+            "a request with parts goes to /llmpick/v1/task",
+        ));
     }
     fields.finish()
 }
@@ -393,10 +508,12 @@ fn read_mode(mode: &str) -> Checked<Mode> {
     match mode {
         "single" => Ok(Mode::Single),
         "any_win" => Ok(Mode::AnyWin),
-        "sum_up" | "all_in" => Err(ApiError::unsupported(&format!("llmpick.mode: {mode}"))),
+        "sum_up" => Ok(Mode::SumUp),
+        "all_in" => Ok(Mode::AllIn),
         _ => Err(ApiError::invalid(
             "llmpick.mode",
-            "`llmpick.mode` has to be single or any_win",
+            "`llmpick.mode` has to be single or any_win, or sum_up or all_in for a request with \
+             parts",
         )),
     }
 }
@@ -415,7 +532,7 @@ fn header_fields(headers: &HeaderMap) -> Checked<Vec<(String, Value)>> {
         })?;
         let key = name.replace('-', "_");
         let value = match key.as_str() {
-            "max_arms" | "max_cost" | "max_latency_ms" | "learn" => {
+            "max_arms" | "max_cost" | "max_latency_ms" | "min_score" | "learn" => {
                 serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()))
             }
             _ => Value::String(text.to_owned()),

@@ -15,4 +15,5 @@ pub mod replay;
 pub mod route;
 pub mod serve;
 pub mod sim;
+pub mod task;
 pub mod tokenize;

@@ -147,6 +147,10 @@ pub fn explain(route: &RouteRecord) -> String {
         facts.join(", ")
     ));
     text.push_str(&candidates(route));
+    if !route.parts.is_empty() {
+        text.push_str("\n\nThe parts:\n");
+        text.push_str(&parts(route));
+    }
     if !route.calls.is_empty() {
         text.push_str("\n\nWhat ran:\n");
         text.push_str(&calls(route));
@@ -164,12 +168,18 @@ fn plan(route: &RouteRecord) -> String {
             candidate.candidate.id.to_string()
         })
     };
+    // Parts go to all of them at the same time, a cascade to one after the other.
+    let between = if route.parts.is_empty() {
+        " → "
+    } else {
+        ", "
+    };
     let arms = decision
         .choices
         .iter()
         .map(name)
         .collect::<Vec<_>>()
-        .join(" → ");
+        .join(between);
     let why = match &decision.source {
         DecisionSource::Router if decision.reason.is_empty() => String::new(),
         DecisionSource::Router => format!(": {}", decision.reason),
@@ -226,9 +236,40 @@ fn candidates(route: &RouteRecord) -> String {
     table(&header, route.candidates.iter().map(row))
 }
 
+/// Each part with who answered it, and what all its calls came to.
+fn parts(route: &RouteRecord) -> String {
+    let rows = route.parts.iter().enumerate().map(|(place, part)| {
+        let calls = || (route.calls.iter()).filter(|call| call.part == Some(place as u32));
+        let answer = calls().find(|call| Some(call.id) == part.answered);
+        let cost: f64 = calls().map(|call| call.cost.usd()).sum();
+        let state = match (answer, part.accepted) {
+            (None, None) => "not ended",
+            (None, Some(_)) => "failed",
+            (Some(_), Some(true)) => "accepted",
+            (Some(_), Some(false)) => "below the threshold",
+            (Some(_), None) => "answered",
+        };
+        vec![
+            part.name.clone(),
+            answer.map_or("–".to_owned(), |call| call.arm.to_string()),
+            answer
+                .and_then(|call| call.score)
+                .map_or("–".to_owned(), |score| score.to_string()),
+            dollars(cost),
+            calls().count().to_string(),
+            state.to_owned(),
+        ]
+    });
+    let header = ["part", "answered by", "score>", "cost>", "calls>", "state"];
+    table(&header, rows)
+}
+
 fn calls(route: &RouteRecord) -> String {
+    let answers = |call| route.parts.iter().any(|part| part.answered == Some(call));
     let rows = route.calls.iter().map(|call| {
-        let released = if route.answered == Some(call.id) {
+        let part = call.part.and_then(|part| route.parts.get(part as usize));
+        let of = part.map_or(String::new(), |part| format!(" ({})", part.name));
+        let released = if route.answered == Some(call.id) || answers(call.id) {
             "*"
         } else {
             ""
@@ -244,7 +285,7 @@ fn calls(route: &RouteRecord) -> String {
             (None, None) => "running".to_owned(),
         };
         vec![
-            format!("{}{released}", call.arm),
+            format!("{}{released}{of}", call.arm),
             format!(
                 "{} → {}",
                 call.usage.prompt_tokens, call.usage.completion_tokens
