@@ -6,6 +6,7 @@
 //! the calls that dispatch would make, so what is measured is what will run. No clock is
 //! read: time is the number of the round, and one seed gives one result on any machine.
 
+mod bench;
 mod chance;
 mod csv;
 mod drive;
@@ -21,6 +22,7 @@ mod table;
 mod tests;
 mod watch;
 
+pub use bench::{BenchError, BenchSettings, RoutingBench, Timing, bench};
 pub use csv::CsvError;
 pub use drive::PlayError;
 pub use environment::{Environment, EnvironmentError, EnvironmentErrorKind, SimArm};

@@ -1,6 +1,7 @@
 //! Routers by name: a plugin, its settings, and as many fresh ones of it as there are seeds.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use llmpick_core::Router;
@@ -96,10 +97,26 @@ impl RouterSource {
         started.map_err(|error| PlayError::Start(error.to_string()))
     }
 
+    /// The plugin's own name.
+    pub(crate) fn plugin(&self) -> &str {
+        &self.plugin
+    }
+
+    /// True where no setting was given.
+    pub(crate) fn has_usual_settings(&self) -> bool {
+        self.config_json == "{}"
+    }
+
     fn create(&self) -> Result<Box<dyn Router>, CreateError> {
         // On the caller's thread, without a deadline: nothing but the state may matter here.
+        self.create_as(Isolation::Inline)
+    }
+
+    /// A fresh router that runs there. A deadline is the request's own, where it has one.
+    pub(crate) fn create_as(&self, isolation: Isolation) -> Result<Box<dyn Router>, CreateError> {
         let options = RouterOptions {
-            isolation: Isolation::Inline,
+            isolation,
+            deadline: Duration::from_secs(10),
             ..RouterOptions::default()
         };
         router(&self.library, &self.plugin, &self.config_json, &options)
