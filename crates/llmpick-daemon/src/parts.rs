@@ -92,6 +92,7 @@ pub fn engine_options(settings: &Settings) -> EngineOptions {
         threads: settings.compute.threads,
         max_context: settings.compute.max_context,
         memory_limit: settings.compute.memory_limit,
+        kv_type: settings.compute.kv_cache,
     }
 }
 

@@ -9,18 +9,28 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use llmpick_kernels::{
-    AttentionSpec, Embedding, KvCache, KvType, Matrix, Pool, RopeTable, attention, ops, rope,
+    AttentionSpec, Embedding, KernelError, KvCache, KvType, Matrix, Pool, RopeTable, attention,
+    by_rows, matmul_ready, ops, rope,
 };
-use parking_lot::Mutex;
 
 use crate::device::Device;
 use crate::error::{EngineError, LoadErrorKind};
 use crate::gguf::{Gguf, TensorView};
 use crate::memory;
-use crate::shape::{Activation, Shape};
+use crate::shape::{Activation, RopeFactors, RopeScaling, Shape};
 
 /// Most positions that one [`Decoder::forward`] takes.
 pub(crate) const CHUNK: usize = 128;
+
+/// What a decoder is told beside the file.
+pub(crate) struct DecoderOptions {
+    /// Positions it will run, at most.
+    pub context: usize,
+    /// How keys and values are kept.
+    pub kv_type: KvType,
+    /// Most bytes of weights and cache.
+    pub memory_limit: Option<u64>,
+}
 
 /// Weights, cache and buffers of one sequence.
 pub(crate) struct Decoder {
@@ -32,7 +42,9 @@ pub(crate) struct Decoder {
     output_norm: Vec<f32>,
     head: Matrix,
     rope: RopeTable,
-    rope_local: RopeTable,
+    /// Of layers with a window, where they are turned otherwise.
+    rope_local: Option<RopeTable>,
+    kv_type: KvType,
     caches: Vec<KvCache>,
     scratch: Scratch,
 }
@@ -63,6 +75,11 @@ struct Linear {
 impl Linear {
     fn apply(&self, pool: &Pool, x: &[f32], m: usize, y: &mut [f32]) {
         self.weight.matmul(pool, x, m, y);
+        self.add_bias(y);
+    }
+
+    /// Adds the bias, if there is one, to rows of the product.
+    fn add_bias(&self, y: &mut [f32]) {
         if let Some(bias) = &self.bias {
             ops::add_assign(y, bias);
         }
@@ -73,7 +90,8 @@ impl Linear {
 #[derive(Default)]
 struct Scratch {
     hidden: Vec<f32>,
-    normed: Vec<f32>,
+    /// What goes into a product; after a layer's part, what it adds to `hidden`.
+    work: Vec<f32>,
     query: Vec<f32>,
     key: Vec<f32>,
     value: Vec<f32>,
@@ -97,7 +115,7 @@ impl Decoder {
         gguf: &Gguf,
         shape: Shape,
         device: Arc<Device>,
-        memory_limit: Option<u64>,
+        options: &DecoderOptions,
     ) -> Result<Self, LoadErrorKind> {
         let reader = Reader { gguf };
         reader.check_names(&shape)?;
@@ -109,28 +127,26 @@ impl Decoder {
             None => "token_embd.weight",
         };
         let head = reader.matrix(head_name, vocab, shape.width)?;
-        let factors = reader.rope_factors(shape.rope_dim)?;
-        let caches = (0..shape.layers)
-            .map(|_| KvCache::new(shape.kv_heads, shape.head_dim, KvType::F32))
-            .collect();
-        Ok(Self {
+        let factors = reader.rope_factors(&shape)?;
+        let mut decoder = Self {
             embedding,
             output_norm: reader.vector("output_norm.weight", shape.width)?,
             head,
             layers: reader.layers(&shape, device.pool())?,
-            rope: RopeTable::scaled(
-                shape.rope_dim,
-                shape.rope_base as f32,
-                (1.0 / shape.rope_divisor) as f32,
-                &factors,
-            ),
-            rope_local: RopeTable::new(shape.rope_dim, shape.rope_base_local as f32),
-            caches,
+            rope: shape.rope_table(&factors, options.context),
+            rope_local: shape
+                .rope_base_local
+                .filter(|_| shape.window.is_some())
+                .map(|base| RopeTable::new(shape.rope_dim, base as f32)),
+            kv_type: options.kv_type,
+            caches: Vec::new(),
             scratch: Scratch::default(),
             shape,
             device,
-            memory_limit,
-        })
+            memory_limit: options.memory_limit,
+        };
+        decoder.clear();
+        Ok(decoder)
     }
 
     /// Tokens in the vocabulary.
@@ -159,131 +175,235 @@ impl Decoder {
 
     /// Gives the memory of keys and values back.
     pub fn clear(&mut self) {
-        for cache in &mut self.caches {
-            *cache = KvCache::new(self.shape.kv_heads, self.shape.head_dim, KvType::F32);
-        }
+        let Shape {
+            kv_heads, head_dim, ..
+        } = self.shape;
+        let cache = |layer| match self.shape.kept_of(layer) {
+            Some(kept) => KvCache::ring(kv_heads, head_dim, self.kv_type, kept),
+            None => KvCache::new(kv_heads, head_dim, self.kv_type),
+        };
+        self.caches = (0..self.shape.layers).map(cache).collect();
+    }
+
+    /// Positions for which there are keys and values.
+    pub fn positions(&self) -> usize {
+        self.caches.iter().map(KvCache::len).min().unwrap_or(0)
+    }
+
+    /// Whether the sequence can go on from position `at`: layers with a window keep only
+    /// the last positions, and may have dropped what those from `at` on see.
+    pub fn resumes_at(&self, at: usize) -> bool {
+        let layers = self.caches.iter().enumerate();
+        layers
+            .into_iter()
+            .all(|(layer, cache)| cache.resumes_at(at, self.shape.window_of(layer)))
     }
 
     /// Runs `tokens`, at most [`CHUNK`], at the positions from `start` on. What the cache
-    /// held from `start` on is replaced. Afterwards [`logits`](Self::logits) serves any of
-    /// these rows.
-    pub fn forward(&mut self, tokens: &[u32], start: usize) -> Result<(), EngineError> {
+    /// held from `start` on is replaced. Afterwards [`logits`](Self::logits) serves the
+    /// rows from `wanted` on.
+    pub fn forward(
+        &mut self,
+        tokens: &[u32],
+        start: usize,
+        wanted: usize,
+    ) -> Result<(), EngineError> {
         let m = tokens.len();
-        debug_assert!(m <= CHUNK);
+        debug_assert!(m <= CHUNK && wanted <= m);
         self.make_room(start + m)?;
         let width = self.shape.width;
         let hidden = room(&mut self.scratch.hidden, m * width);
         for (token, row) in tokens.iter().zip(hidden.chunks_exact_mut(width)) {
             self.embedding
                 .row(*token as usize, row)
-                .map_err(|error| EngineError::Fault(error.to_string()))?;
+                .map_err(|error| EngineError::Fault(format!("token {token}: {error}")))?;
         }
         if self.shape.embedding_scale != 1.0 {
             ops::scale(hidden, self.shape.embedding_scale);
         }
-        for layer in 0..self.layers.len() {
-            self.attend(layer, m, start);
-            self.feed(layer, m);
+        let last = self.layers.len() - 1;
+        for layer in 0..last {
+            self.attend(layer, m, start, 0);
+            self.feed(layer, 0..m);
+        }
+        // Of the last layer nobody reads more than the rows that are wanted.
+        self.attend(last, m, start, wanted);
+        if wanted < m {
+            self.feed(last, wanted..m);
+            self.finish(wanted..m);
         }
         Ok(())
     }
 
     /// Logits of rows of the last [`forward`](Self::forward), one after the other.
     pub fn logits(&mut self, rows: Range<usize>) -> &mut [f32] {
-        let width = self.shape.width;
+        let (pool, shape) = (self.device.pool(), &self.shape);
         let m = rows.len();
-        let hidden = &self.scratch.hidden[rows.start * width..rows.end * width];
-        let normed = room(&mut self.scratch.normed, m * width);
-        ops::rms_norm(hidden, &self.output_norm, self.shape.epsilon, normed);
+        let hidden = &mut self.scratch.hidden[rows.start * shape.width..rows.end * shape.width];
+        let work = room(&mut self.scratch.work, m * shape.width);
         let logits = room(&mut self.scratch.logits, m * self.head.rows());
-        self.head.matmul(self.device.pool(), normed, m, logits);
+        let ready = |work: &mut [f32], hidden: &mut [f32]| {
+            ops::rms_norm(hidden, &self.output_norm, shape.epsilon, work);
+        };
+        let products = &mut [(&self.head, &mut *logits)];
+        matmul_ready(pool, work, hidden, m, &ready, products);
+        if let Some(cap) = shape.logit_cap {
+            // A vocabulary of hyperbolic tangents is worth sharing.
+            let count = logits.len();
+            by_rows(pool, 8192, count, logits, &mut [], &|_, part, _| {
+                ops::softcap(part, cap);
+            });
+        }
         logits
     }
 
-    /// `hidden += attention(norm(hidden))`.
-    fn attend(&mut self, index: usize, m: usize, start: usize) {
+    /// `work = attention(norm(hidden))`, after what the layer before left in `work` is
+    /// added to `hidden`. Keys and values of all `m` rows are kept; the rest is done for
+    /// the rows from `wanted` on.
+    fn attend(&mut self, index: usize, m: usize, start: usize, wanted: usize) {
         let shape = &self.shape;
         let layer = &self.layers[index];
         let pool = self.device.pool();
         let hidden = &mut self.scratch.hidden[..m * shape.width];
-        let normed = room(&mut self.scratch.normed, m * shape.width);
-        ops::rms_norm(hidden, &layer.attention_norm, shape.epsilon, normed);
+        let work = room(&mut self.scratch.work, m * shape.width);
         let query = room(&mut self.scratch.query, m * shape.query_width());
         let key = room(&mut self.scratch.key, m * shape.kv_width());
         let value = room(&mut self.scratch.value, m * shape.kv_width());
-        layer.query.apply(pool, normed, m, query);
-        layer.key.apply(pool, normed, m, key);
-        layer.value.apply(pool, normed, m, value);
-        if let Some(norm) = &layer.query_norm {
-            ops::rms_norm_in_place(query, norm, shape.epsilon);
-        }
-        if let Some(norm) = &layer.key_norm {
-            ops::rms_norm_in_place(key, norm, shape.epsilon);
-        }
-        let local = shape.is_local(index);
-        let table = if local { &self.rope_local } else { &self.rope };
-        for (rows, heads) in [(&mut *query, shape.heads), (&mut *key, shape.kv_heads)] {
-            let row_width = heads * shape.head_dim;
-            for (row, position) in rows.chunks_exact_mut(row_width).zip(start..) {
-                rope(row, heads, shape.head_dim, position, table, shape.rope_kind);
+        let before = index.checked_sub(1).map(|i| &self.layers[i]);
+        let ready = |work: &mut [f32], hidden: &mut [f32]| {
+            if let Some(before) = before {
+                add_part(
+                    hidden,
+                    work,
+                    before.post_feed_norm.as_deref(),
+                    shape.epsilon,
+                );
             }
-        }
+            ops::rms_norm(hidden, &layer.attention_norm, shape.epsilon, work);
+        };
+        let products = &mut [
+            (&layer.query.weight, &mut *query),
+            (&layer.key.weight, &mut *key),
+            (&layer.value.weight, &mut *value),
+        ];
+        matmul_ready(pool, work, hidden, m, &ready, products);
+        layer.value.add_bias(value);
+        let window = shape.window_of(index);
+        let table = match &self.rope_local {
+            Some(local) if window.is_some() => local,
+            _ => &self.rope,
+        };
+        let table = Some(table).filter(|_| shape.is_turned(index));
+        let turn = |first: usize, key: &mut [f32], query: &mut [f32]| {
+            layer.place(
+                query,
+                &layer.query,
+                &layer.query_norm,
+                shape,
+                table,
+                start + first,
+            );
+            layer.place(
+                key,
+                &layer.key,
+                &layer.key_norm,
+                shape,
+                table,
+                start + first,
+            );
+        };
         let cache = &mut self.caches[index];
-        cache.write(start, key, value);
+        cache.write_ready(pool, start, key, value, query, &turn);
+        if wanted == m {
+            return;
+        }
+        let rows = m - wanted;
         let spec = AttentionSpec {
             heads: shape.heads,
             scale: shape.attention_scale,
-            window: shape.window.filter(|_| local),
-            softcap: None,
+            window,
+            softcap: shape.attention_cap,
         };
+        let query = &query[wanted * shape.query_width()..];
         let attended = room(&mut self.scratch.attended, query.len());
-        attention(pool, &spec, query, start, cache, attended);
-        layer.output.apply(pool, attended, m, normed);
-        if let Some(norm) = &layer.post_attention_norm {
-            ops::rms_norm_in_place(normed, norm, shape.epsilon);
-        }
-        ops::add_assign(hidden, normed);
+        attention(pool, &spec, query, start + wanted, cache, attended);
+        let work = &mut work[..rows * shape.width];
+        layer.output.apply(pool, attended, rows, work);
     }
 
-    /// `hidden += feed_forward(norm(hidden))`.
-    fn feed(&mut self, index: usize, m: usize) {
+    /// `work = feed_forward(norm(hidden))` for some rows of `hidden`, after what attention
+    /// left in `work` is added to them.
+    fn feed(&mut self, index: usize, rows: Range<usize>) {
         let shape = &self.shape;
         let layer = &self.layers[index];
         let pool = self.device.pool();
-        let hidden = &mut self.scratch.hidden[..m * shape.width];
-        let normed = room(&mut self.scratch.normed, m * shape.width);
-        ops::rms_norm(hidden, &layer.feed_norm, shape.epsilon, normed);
+        let m = rows.len();
+        let hidden = &mut self.scratch.hidden[rows.start * shape.width..rows.end * shape.width];
+        let work = room(&mut self.scratch.work, m * shape.width);
         let wide = layer.gate.weight.rows();
         let gate = room(&mut self.scratch.gate, m * wide);
         let up = room(&mut self.scratch.up, m * wide);
-        layer.gate.apply(pool, normed, m, gate);
-        layer.up.apply(pool, normed, m, up);
+        let ready = |work: &mut [f32], hidden: &mut [f32]| {
+            add_part(
+                hidden,
+                work,
+                layer.post_attention_norm.as_deref(),
+                shape.epsilon,
+            );
+            ops::rms_norm(hidden, &layer.feed_norm, shape.epsilon, work);
+        };
+        let products = &mut [
+            (&layer.gate.weight, &mut *gate),
+            (&layer.up.weight, &mut *up),
+        ];
+        matmul_ready(pool, work, hidden, m, &ready, products);
         let activation = match shape.activation {
             Activation::Silu => ops::silu_mul,
             Activation::GeluTanh => ops::gelu_tanh_mul,
         };
-        by_parts(pool, gate, up, activation);
-        layer.down.apply(pool, gate, m, normed);
-        if let Some(norm) = &layer.post_feed_norm {
-            ops::rms_norm_in_place(normed, norm, shape.epsilon);
-        }
-        ops::add_assign(hidden, normed);
+        let bend = |gate: &mut [f32], up: &mut [f32]| {
+            layer.gate.add_bias(gate);
+            layer.up.add_bias(up);
+            activation(gate, up);
+        };
+        let products = &mut [(&layer.down.weight, &mut *work)];
+        matmul_ready(pool, gate, up, m, &bend, products);
+        layer.down.add_bias(work);
+    }
+
+    /// Adds what the last layer left in `work` to some rows of `hidden`.
+    fn finish(&mut self, rows: Range<usize>) {
+        let shape = &self.shape;
+        let norm = self.layers.last().and_then(|l| l.post_feed_norm.as_deref());
+        let hidden = &mut self.scratch.hidden[rows.start * shape.width..rows.end * shape.width];
+        let work = room(&mut self.scratch.work, hidden.len());
+        by_rows(
+            self.device.pool(),
+            16,
+            rows.len(),
+            hidden,
+            work,
+            &|_, hidden, work| {
+                add_part(hidden, work, norm, shape.epsilon);
+            },
+        );
     }
 
     /// Grows cache and RoPE tables, after a look at the memory there is.
     fn make_room(&mut self, positions: usize) -> Result<(), EngineError> {
         self.rope.reserve(positions);
-        if self.shape.window.is_some() {
-            self.rope_local.reserve(positions);
+        if let Some(local) = &mut self.rope_local {
+            local.reserve(positions);
         }
         let held = self.cache_bytes();
-        let wanted = self.shape.cache_bytes(positions);
-        if wanted <= held {
+        let bytes = |cache: &KvCache| cache.bytes_for(positions) as u64;
+        let grown: u64 = self.caches.iter().map(bytes).sum();
+        if grown <= held {
             return Ok(());
         }
-        // A cache doubles when it grows; an eighth more covers the copy of one layer.
-        let grown = wanted.max(2 * held);
-        let needed = grown - held + grown / 8;
+        // One layer is copied at a time, and its old room given back.
+        let copied = self.caches.iter().map(KvCache::size_bytes).max();
+        let needed = grown - held + copied.unwrap_or(0) as u64;
         let limit = self
             .memory_limit
             .map(|limit| limit.saturating_sub(self.weight_bytes() + held));
@@ -302,22 +422,36 @@ impl Decoder {
     }
 }
 
-/// `f(a, b)` over equal parts of both at once; short ones on this thread alone.
-fn by_parts(pool: &Pool, a: &mut [f32], b: &[f32], f: fn(&mut [f32], &[f32])) {
-    // Waking a thread costs a few microseconds, as long as some thousand values take.
-    const PART: usize = 8192;
-    if a.len() <= PART {
-        return f(a, b);
+impl Layer {
+    /// Makes rows of queries or keys ready for attention: bias, norm of each head, turn.
+    fn place(
+        &self,
+        rows: &mut [f32],
+        linear: &Linear,
+        norm: &Option<Vec<f32>>,
+        shape: &Shape,
+        table: Option<&RopeTable>,
+        first: usize,
+    ) {
+        linear.add_bias(rows);
+        if let Some(norm) = norm {
+            ops::rms_norm_in_place(rows, norm, shape.epsilon);
+        }
+        let Some(table) = table else { return };
+        let width = linear.weight.rows();
+        let heads = width / shape.head_dim;
+        for (row, position) in rows.chunks_exact_mut(width).zip(first..) {
+            rope(row, heads, shape.head_dim, position, table, shape.rope_kind);
+        }
     }
-    let parts: Vec<_> = a
-        .chunks_mut(PART)
-        .zip(b.chunks(PART))
-        .map(Mutex::new)
-        .collect();
-    pool.run(parts.len(), &|task| {
-        let (a, b) = &mut *parts[task].lock();
-        f(a, b);
-    });
+}
+
+/// `hidden += part`, the part normed first where the architecture does so.
+fn add_part(hidden: &mut [f32], part: &mut [f32], norm: Option<&[f32]>, epsilon: f32) {
+    if let Some(norm) = norm {
+        ops::rms_norm_in_place(part, norm, epsilon);
+    }
+    ops::add_assign(hidden, part);
 }
 
 /// Takes tensors out of a checked file, with their shapes checked.
@@ -344,17 +478,47 @@ impl Reader<'_> {
     }
 
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix, LoadErrorKind> {
+        let [matrix] = self.matrices(name, [rows], cols)?;
+        Ok(matrix)
+    }
+
+    /// A tensor taken apart into matrices of so many rows each.
+    fn matrices<const N: usize>(
+        &self,
+        name: &str,
+        rows: [usize; N],
+        cols: usize,
+    ) -> Result<[Matrix; N], LoadErrorKind> {
         let view = self.view(name)?;
-        self.expect(name, &view, &[rows, cols])?;
-        let bytes = self.gguf.bytes(&view)?;
-        let matrix = Matrix::from_ggml(view.dtype, rows, cols, bytes).map_err(|source| {
-            LoadErrorKind::Matrix {
+        let all: usize = rows.iter().sum();
+        self.expect(name, &view, &[all, cols])?;
+        let mut bytes = self.gguf.bytes(&view)?;
+        let row_bytes = bytes.len() / all.max(1);
+        let mut parts = Vec::with_capacity(N);
+        for rows in rows {
+            let (part, rest) = bytes.split_at(rows * row_bytes);
+            bytes = rest;
+            let matrix = Matrix::from_ggml(view.dtype, rows, cols, part)
+                .map_err(|source| self.refused(name, source))?;
+            parts.push(matrix);
+        }
+        self.gguf.map.release(view.range);
+        // As many parts as rows were asked for.
+        parts
+            .try_into()
+            .map_err(|_| LoadErrorKind::Malformed(format!("the tensor `{name}` has no parts")))
+    }
+
+    fn refused(&self, name: &str, source: KernelError) -> LoadErrorKind {
+        match source {
+            KernelError::NotFinite { row } => LoadErrorKind::Malformed(format!(
+                "the tensor `{name}` holds a number that is not finite in row {row}"
+            )),
+            source => LoadErrorKind::Matrix {
                 tensor: name.to_owned(),
                 source,
-            }
-        })?;
-        self.gguf.map.release(view.range);
-        Ok(matrix)
+            },
+        }
     }
 
     /// The embedding table, left in the file, and its number of rows.
@@ -368,13 +532,8 @@ impl Reader<'_> {
         };
         self.expect(name, &view, &[vocab, width])?;
         let map = Arc::clone(&self.gguf.map) as Arc<dyn AsRef<[u8]> + Send + Sync>;
-        let table =
-            Embedding::from_ggml(view.dtype, vocab, width, map, view.range).map_err(|source| {
-                LoadErrorKind::Matrix {
-                    tensor: name.to_owned(),
-                    source,
-                }
-            })?;
+        let table = Embedding::from_ggml(view.dtype, vocab, width, map, view.range)
+            .map_err(|source| self.refused(name, source))?;
         Ok((table, vocab))
     }
 
@@ -386,10 +545,7 @@ impl Reader<'_> {
         let map = Arc::clone(&self.gguf.map) as Arc<dyn AsRef<[u8]> + Send + Sync>;
         Embedding::from_ggml(view.dtype, 1, len, map, view.range)
             .and_then(|table| table.row(0, &mut values))
-            .map_err(|source| LoadErrorKind::Matrix {
-                tensor: name.to_owned(),
-                source,
-            })?;
+            .map_err(|source| self.refused(name, source))?;
         Ok(values)
     }
 
@@ -400,6 +556,26 @@ impl Reader<'_> {
         }
     }
 
+    /// Products that the file has as one.
+    fn linears<const N: usize>(
+        &self,
+        name: &str,
+        rows: [usize; N],
+        cols: usize,
+    ) -> Result<[Linear; N], LoadErrorKind> {
+        let bias = self.optional_vector(&format!("{name}.bias"), rows.iter().sum())?;
+        let mut at = 0;
+        let weights = self.matrices(&format!("{name}.weight"), rows, cols)?;
+        Ok(weights.map(|weight| {
+            let first = at;
+            at += weight.rows();
+            Linear {
+                bias: bias.as_ref().map(|bias| bias[first..at].to_vec()),
+                weight,
+            }
+        }))
+    }
+
     fn linear(&self, name: &str, rows: usize, cols: usize) -> Result<Linear, LoadErrorKind> {
         Ok(Linear {
             weight: self.matrix(&format!("{name}.weight"), rows, cols)?,
@@ -407,17 +583,33 @@ impl Reader<'_> {
         })
     }
 
-    /// Divisors of the RoPE frequencies, as llama 3.1 has them; none in most files.
-    fn rope_factors(&self, rope_dim: usize) -> Result<Vec<f32>, LoadErrorKind> {
-        let factors = self
-            .optional_vector("rope_freqs.weight", rope_dim / 2)?
-            .unwrap_or_default();
-        match factors.iter().all(|f| f.is_finite() && *f > 0.0) {
-            true => Ok(factors),
-            false => Err(LoadErrorKind::Malformed(
-                "a RoPE factor is not positive".to_owned(),
-            )),
+    /// Divisors of the RoPE angles, as llama 3.1 and phi3 have them; none in most files.
+    fn rope_factors(&self, shape: &Shape) -> Result<RopeFactors, LoadErrorKind> {
+        let read = |name: &str| {
+            let factors = self.optional_vector(name, shape.rope_dim / 2)?;
+            match factors.iter().flatten().all(|f| f.is_finite() && *f > 0.0) {
+                true => Ok(factors),
+                false => Err(LoadErrorKind::Malformed(
+                    "a RoPE factor is not positive".to_owned(),
+                )),
+            }
+        };
+        let factors = RopeFactors {
+            all: read("rope_freqs.weight")?,
+            short: read("rope_factors_short.weight")?,
+            long: read("rope_factors_long.weight")?,
+        };
+        if factors.short.is_some() != factors.long.is_some() {
+            return Err(LoadErrorKind::Malformed(
+                "it has RoPE factors for short or long contexts and not for both".to_owned(),
+            ));
         }
+        if factors.short.is_some() && !matches!(shape.rope_scaling, RopeScaling::Long { .. }) {
+            return Err(LoadErrorKind::Feature(
+                "RoPE factors for short and long contexts beside another scaling".to_owned(),
+            ));
+        }
+        Ok(factors)
     }
 
     /// All layers, repacked by as many threads as there are.
@@ -445,20 +637,36 @@ impl Reader<'_> {
             false => Ok(None),
         };
         let width = shape.width;
-        let gate = self.view(&name("ffn_gate.weight"))?;
-        let wide = gate.dims.first().copied().unwrap_or_default();
+        let down = self.view(&name("ffn_down.weight"))?;
+        let wide = down.dims.last().copied().unwrap_or_default();
+        let (q, kv) = (shape.query_width(), shape.kv_width());
+        let [query, key, value] = match shape.fused {
+            true => self.linears(&name("attn_qkv"), [q, kv, kv], width)?,
+            false => [
+                self.linear(&name("attn_q"), q, width)?,
+                self.linear(&name("attn_k"), kv, width)?,
+                self.linear(&name("attn_v"), kv, width)?,
+            ],
+        };
+        let [gate, up] = match shape.fused {
+            true => self.linears(&name("ffn_up"), [wide, wide], width)?,
+            false => [
+                self.linear(&name("ffn_gate"), wide, width)?,
+                self.linear(&name("ffn_up"), wide, width)?,
+            ],
+        };
         Ok(Layer {
             attention_norm: self.vector(&name("attn_norm.weight"), width)?,
-            query: self.linear(&name("attn_q"), shape.query_width(), width)?,
-            key: self.linear(&name("attn_k"), shape.kv_width(), width)?,
-            value: self.linear(&name("attn_v"), shape.kv_width(), width)?,
+            query,
+            key,
+            value,
             query_norm: norm("attn_q_norm.weight", shape.head_dim, shape.qk_norms)?,
             key_norm: norm("attn_k_norm.weight", shape.head_dim, shape.qk_norms)?,
             output: self.linear(&name("attn_output"), width, shape.query_width())?,
             post_attention_norm: norm("post_attention_norm.weight", width, shape.post_norms)?,
             feed_norm: self.vector(&name("ffn_norm.weight"), width)?,
-            gate: self.linear(&name("ffn_gate"), wide, width)?,
-            up: self.linear(&name("ffn_up"), wide, width)?,
+            gate,
+            up,
             down: self.linear(&name("ffn_down"), width, wide)?,
             post_feed_norm: norm("post_ffw_norm.weight", width, shape.post_norms)?,
         })
@@ -504,22 +712,21 @@ fn is_used(name: &str, shape: &Shape) -> bool {
             _ => part
                 .strip_suffix(".weight")
                 .or(part.strip_suffix(".bias"))
-                .is_some_and(|linear| {
-                    [
-                        "attn_q",
-                        "attn_k",
-                        "attn_v",
-                        "attn_output",
-                        "ffn_gate",
-                        "ffn_up",
-                        "ffn_down",
-                    ]
-                    .contains(&linear)
+                .is_some_and(|linear| match linear {
+                    "attn_output" | "ffn_up" | "ffn_down" => true,
+                    "attn_q" | "attn_k" | "attn_v" | "ffn_gate" => !shape.fused,
+                    "attn_qkv" => shape.fused,
+                    _ => false,
                 }),
         };
     }
     matches!(
         name,
-        "token_embd.weight" | "output.weight" | "output_norm.weight" | "rope_freqs.weight"
+        "token_embd.weight"
+            | "output.weight"
+            | "output_norm.weight"
+            | "rope_freqs.weight"
+            | "rope_factors_short.weight"
+            | "rope_factors_long.weight"
     )
 }

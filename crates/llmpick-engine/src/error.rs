@@ -121,8 +121,10 @@ pub enum LoadErrorKind {
     },
 }
 
-/// Architectures the decoder knows, as GGUF names them.
-pub const SUPPORTED: &[&str] = &["llama", "qwen2", "qwen3", "gemma3"];
+/// Architectures the decoder knows, as GGUF names them. Mistral's files say `llama`.
+pub const SUPPORTED: &[&str] = &[
+    "llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "smollm3",
+];
 
 /// Why a loaded model could not do its work.
 #[derive(Debug, thiserror::Error)]

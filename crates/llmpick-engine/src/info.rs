@@ -5,6 +5,7 @@ use std::path::Path;
 
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::Value;
+use llmpick_kernels::KvType;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{LoadError, LoadErrorKind};
@@ -40,7 +41,8 @@ pub struct ModelInfo {
     pub kv_heads: u32,
     /// Values of one head.
     pub head_dim: u32,
-    /// Bytes of keys and values for each token of context.
+    /// Bytes of keys and values for each token of context, kept as `f32`; layers with a
+    /// window stop taking them once it is full.
     pub cache_bytes_per_token: u64,
     /// The file has a chat template.
     pub chat_template: bool,
@@ -95,7 +97,7 @@ pub(crate) fn describe(
         heads: shape.heads as u32,
         kv_heads: shape.kv_heads as u32,
         head_dim: shape.head_dim as u32,
-        cache_bytes_per_token: shape.cache_bytes(1),
+        cache_bytes_per_token: shape.cache_bytes(KvType::F32, 1),
         chat_template: metadata.contains_key("tokenizer.chat_template"),
         instruct: is_instruct(metadata),
         license: string("general.license"),

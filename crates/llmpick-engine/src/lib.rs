@@ -25,5 +25,6 @@ mod shape;
 pub use bench::{BenchPlan, BenchReport, Spread};
 pub use error::{EngineError, LoadError, LoadErrorKind, SUPPORTED};
 pub use info::{ModelInfo, read_info, read_tokenizer};
+pub use llmpick_kernels::KvType;
 pub use local::LocalModel;
 pub use model::{EngineOptions, Model, Perplexity};

@@ -13,9 +13,10 @@ use llmpick_core::{
     ChoiceLikelihood, ChoicesRequest, Finish, FinishReason, GenerateRequest, Prompt, TokenPiece,
     Usage,
 };
+use llmpick_kernels::KvType;
 use serde::{Deserialize, Serialize};
 
-use crate::decoder::{CHUNK, Decoder};
+use crate::decoder::{CHUNK, Decoder, DecoderOptions};
 use crate::device::Device;
 use crate::error::{EngineError, LoadError, LoadErrorKind};
 use crate::gguf::Gguf;
@@ -37,6 +38,8 @@ pub struct EngineOptions {
     pub max_context: Option<u32>,
     /// Most bytes of weights, cache and working space; `None` leaves it to the machine.
     pub memory_limit: Option<u64>,
+    /// How keys and values are kept.
+    pub kv_type: KvType,
 }
 
 /// A loaded model.
@@ -89,7 +92,7 @@ impl Model {
             .max_context
             .map_or(info.context_tokens, |most| most.min(info.context_tokens))
             .max(1);
-        check_memory(&gguf, &shape, context, options.memory_limit)?;
+        check_memory(&gguf, &shape, context, options)?;
         let tokenizer = Tokenizer::from_gguf(gguf.metadata()).map_err(LoadErrorKind::Tokenizer)?;
         if tokenizer.vocab_size() > info.vocab as usize {
             return Err(LoadErrorKind::Malformed(format!(
@@ -107,7 +110,12 @@ impl Model {
                 None => None,
             };
         let device = Device::shared(options.threads);
-        let decoder = Decoder::load(&gguf, shape, Arc::clone(&device), options.memory_limit)?;
+        let options = DecoderOptions {
+            context: context as usize,
+            kv_type: options.kv_type,
+            memory_limit: options.memory_limit,
+        };
+        let decoder = Decoder::load(&gguf, shape, Arc::clone(&device), &options)?;
         Ok(Model {
             front: Arc::new(Front {
                 info,
@@ -375,7 +383,16 @@ impl Model {
             .zip(tokens)
             .take_while(|(a, b)| a == b)
             .count();
-        let cached = common.min(wanted);
+        // Where layers with a window have dropped what is seen from there, everything is
+        // computed again: the same numbers, later.
+        let cached = match common.min(wanted) {
+            at if self.decoder.resumes_at(at) => at,
+            _ => 0,
+        };
+        if cached == 0 && self.decoder.positions() > 4 * tokens.len() + 1024 {
+            // A short sequence does not hold what a long one before it needed.
+            self.decoder.clear();
+        }
         self.sequence.truncate(cached);
         let mut start = cached;
         while start < tokens.len() {
@@ -385,10 +402,10 @@ impl Model {
             let chunk = &tokens[start..tokens.len().min(start + CHUNK)];
             let turn = self.device.turn();
             let began = Instant::now();
-            self.decoder.forward(chunk, start)?;
-            self.sequence.extend_from_slice(chunk);
             let end = start + chunk.len();
-            let mut row = wanted.max(start);
+            let mut row = wanted.clamp(start, end);
+            self.decoder.forward(chunk, start, row - start)?;
+            self.sequence.extend_from_slice(chunk);
             while row < end {
                 let rows = row - start..(row + ROWS).min(end) - start;
                 visit(row, self.decoder.logits(rows));
@@ -509,15 +526,18 @@ fn check_memory(
     gguf: &Gguf,
     shape: &Shape,
     context: u32,
-    limit: Option<u64>,
+    options: &EngineOptions,
 ) -> Result<(), LoadErrorKind> {
     // Repacked weights are as large as the file's. The cache grows as it is used, so only
     // what an ordinary conversation takes is asked for here.
     let weights = (*gguf.map).as_ref().len() as u64;
     let counted = context.min(2048);
     let working = 64 << 20;
-    let needed = weights + shape.cache_bytes(counted as usize) + working;
-    let free = [memory::available(), limit].into_iter().flatten().min();
+    let needed = weights + shape.cache_bytes(options.kv_type, counted as usize) + working;
+    let free = [memory::available(), options.memory_limit]
+        .into_iter()
+        .flatten()
+        .min();
     match free {
         Some(available) if available < needed => Err(LoadErrorKind::Memory {
             needed,

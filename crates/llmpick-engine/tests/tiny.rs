@@ -5,6 +5,7 @@
 mod common;
 
 use candle_core::quantized::GgmlDType;
+use candle_core::quantized::gguf_file::Value;
 use common::stock::Stock;
 use common::tiny::{Tiny, prompt};
 use llmpick_core::{ChoicesRequest, GenerateRequest, Message, Prompt, Sampling};
@@ -73,6 +74,37 @@ fn every_architecture_agrees_with_its_stock_model() {
             20,
         );
     }
+}
+
+/// The families whose stock models have no window, or a wrong one: inside of it.
+#[test]
+fn more_families_agree_with_their_stock_models() {
+    check(&Tiny::new("phi3"), 200);
+    for layers in [3, 5] {
+        check(
+            &Tiny {
+                layers,
+                ..Tiny::new("smollm3")
+            },
+            200,
+        );
+    }
+    let mistral = Tiny {
+        window: 256,
+        ..Tiny::new("llama")
+    };
+    check(&mistral, 200);
+    let gemma2 = Tiny {
+        window: 256,
+        layers: 4,
+        tied: true,
+        more: vec![
+            ("attn_logit_softcapping", Value::F32(2.0)),
+            ("final_logit_softcapping", Value::F32(3.0)),
+        ],
+        ..Tiny::new("gemma2")
+    };
+    check(&gemma2, 200);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use llmpick_core::{ArmId, Mode, NanoDollars, Sampling, Score};
+use llmpick_engine::KvType;
 use llmpick_plugin_host::Isolation;
 use llmpick_remote::Secret;
 use toml::Value;
@@ -287,7 +288,20 @@ impl Reader<'_> {
                 .map(|n| n as usize),
             max_context: self.optional_positive("compute.max_context")?,
             memory_limit: self.bytes("compute.memory_limit")?,
+            kv_cache: self.kv_cache()?,
         })
+    }
+
+    fn kv_cache(&self) -> Result<KvType, SettingsError> {
+        let key = "compute.kv_cache";
+        match self.text(key) {
+            None | Some("f32") => Ok(KvType::F32),
+            Some("f16") => Ok(KvType::F16),
+            Some("int8") => Ok(KvType::Int8),
+            Some(other) => {
+                Err(self.wrong(key, format!("is `{other}`, and has to be f32, f16 or int8")))
+            }
+        }
     }
 
     fn bytes(&self, key: &str) -> Result<Option<u64>, SettingsError> {

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use camino::Utf8PathBuf;
 use llmpick_core::{ArmId, Mode, NanoDollars, Sampling, Score};
+use llmpick_engine::KvType;
 use llmpick_plugin_host::Isolation;
 use llmpick_remote::Secret;
 
@@ -123,6 +124,8 @@ pub struct ComputeSettings {
     pub max_context: Option<u32>,
     /// Bytes that models may occupy.
     pub memory_limit: Option<u64>,
+    /// How keys and values are kept.
+    pub kv_cache: KvType,
 }
 
 /// `[store]`.

@@ -9,7 +9,8 @@ use std::path::Path;
 use candle_core::quantized::gguf_file::{Content, Value};
 use candle_core::{DType, Device, IndexOp, Tensor};
 use candle_nn::VarBuilder;
-use candle_transformers::models::{gemma3, qwen2};
+use candle_transformers::models::smol::smollm3;
+use candle_transformers::models::{gemma2, gemma3, mistral, phi3, qwen2};
 
 use super::stock::log_likelihood;
 
@@ -194,6 +195,144 @@ pub fn gemma(content: &Content, file: &mut BufReader<File>) -> gemma3::Model {
     gemma3::Model::new(false, &config, weights).unwrap()
 }
 
+/// All tensors under the names of the safetensors files, dequantised.
+///
+/// `add_one`: candle's norms of this family add the 1 that GGUF's weights hold already.
+/// `interleaved`: GGUF stores the two halves of a rotated pair side by side.
+fn weights(
+    content: &Content,
+    file: &mut BufReader<File>,
+    feed_norm: &str,
+    add_one: bool,
+    interleaved: bool,
+) -> (VarBuilder<'static>, usize) {
+    let number = |key: &str| count(content, key).unwrap();
+    let mut tensors = HashMap::new();
+    for name in content.tensor_infos.keys() {
+        let tensor = content.tensor(file, name, &Device::Cpu).unwrap();
+        let mut tensor = tensor.dequantize(&Device::Cpu).unwrap();
+        if add_one && name.ends_with("norm.weight") {
+            tensor = (tensor - 1.0).unwrap();
+        }
+        if interleaved && name.ends_with("attn_q.weight") {
+            tensor = halves(&tensor, number("attention.head_count"));
+        }
+        if interleaved && name.ends_with("attn_k.weight") {
+            tensor = halves(&tensor, number("attention.head_count_kv"));
+        }
+        tensors.insert(hub_name(name, feed_norm), tensor);
+    }
+    let vocab = tensors["model.embed_tokens.weight"].dim(0).unwrap();
+    let builder = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
+    (builder, vocab)
+}
+
+pub fn gemma2(content: &Content, file: &mut BufReader<File>) -> gemma2::Model {
+    let (weights, vocab) = weights(content, file, "pre_feedforward_layernorm", true, false);
+    let number = |key: &str| count(content, key).unwrap();
+    let config = gemma2::Config {
+        attention_bias: false,
+        head_dim: number("attention.key_length"),
+        hidden_activation: candle_nn::Activation::GeluPytorchTanh,
+        hidden_size: number("embedding_length"),
+        intermediate_size: number("feed_forward_length"),
+        num_attention_heads: number("attention.head_count"),
+        num_hidden_layers: number("block_count"),
+        num_key_value_heads: number("attention.head_count_kv"),
+        rms_norm_eps: float(content, "attention.layer_norm_rms_epsilon", f64::NAN),
+        rope_theta: float(content, "rope.freq_base", f64::NAN),
+        vocab_size: vocab,
+        final_logit_softcapping: Some(float(content, "final_logit_softcapping", 30.0)),
+        attn_logit_softcapping: Some(float(content, "attn_logit_softcapping", 50.0)),
+        query_pre_attn_scalar: number("attention.key_length"),
+        // Its own window is not that of the model: the tests stay inside.
+        sliding_window: None,
+        max_position_embeddings: 2048,
+    };
+    gemma2::Model::new(false, &config, weights).unwrap()
+}
+
+pub fn phi3(content: &Content, file: &mut BufReader<File>) -> phi3::Model {
+    let (weights, vocab) = weights(content, file, "phi3", false, false);
+    let number = |key: &str| count(content, key).unwrap();
+    let width = number("embedding_length");
+    let head_dim = width / number("attention.head_count");
+    let rotary = number("rope.dimension_count") as f64 / head_dim as f64;
+    let config = phi3::Config {
+        vocab_size: vocab,
+        hidden_act: candle_nn::Activation::Silu,
+        hidden_size: width,
+        intermediate_size: number("feed_forward_length"),
+        num_hidden_layers: number("block_count"),
+        num_attention_heads: number("attention.head_count"),
+        num_key_value_heads: number("attention.head_count_kv"),
+        rms_norm_eps: float(content, "attention.layer_norm_rms_epsilon", f64::NAN),
+        rope_theta: float(content, "rope.freq_base", f64::NAN),
+        bos_token_id: None,
+        eos_token_id: None,
+        // candle multiplies by the factors where the paper divides.
+        rope_scaling: None,
+        max_position_embeddings: 2048,
+        original_max_position_embeddings: None,
+        partial_rotary_factor: Some(rotary).filter(|r| *r < 1.0),
+        tie_word_embeddings: false,
+    };
+    phi3::Model::new(&config, weights).unwrap()
+}
+
+pub fn smollm3(content: &Content, file: &mut BufReader<File>) -> smollm3::ModelForCausalLM {
+    let (weights, vocab) = weights(content, file, "post_attention_layernorm", false, true);
+    let number = |key: &str| count(content, key).unwrap();
+    let config = smollm3::Config {
+        vocab_size: vocab,
+        hidden_size: number("embedding_length"),
+        intermediate_size: number("feed_forward_length"),
+        num_hidden_layers: number("block_count"),
+        num_attention_heads: number("attention.head_count"),
+        num_key_value_heads: number("attention.head_count_kv"),
+        max_position_embeddings: 2048,
+        tie_word_embeddings: false,
+        rope_theta: float(content, "rope.freq_base", f64::NAN),
+        rms_norm_eps: float(content, "attention.layer_norm_rms_epsilon", f64::NAN),
+        hidden_act: candle_nn::Activation::Silu,
+        attention_bias: None,
+        attention_dropout: None,
+        mlp_bias: None,
+        sliding_window: None,
+        use_sliding_window: None,
+        rope_scaling: None,
+        bos_token_id: None,
+        eos_token_id: None,
+        pad_token_id: None,
+        max_window_layers: None,
+        no_rope_layers: None,
+        no_rope_layer_interval: Some(4),
+    };
+    smollm3::ModelForCausalLM::new(&config, weights).unwrap()
+}
+
+pub fn mistral(content: &Content, file: &mut BufReader<File>) -> mistral::Model {
+    let (weights, vocab) = weights(content, file, "post_attention_layernorm", false, true);
+    let number = |key: &str| count(content, key).unwrap();
+    let config = mistral::Config {
+        vocab_size: vocab,
+        hidden_size: number("embedding_length"),
+        intermediate_size: number("feed_forward_length"),
+        num_hidden_layers: number("block_count"),
+        num_attention_heads: number("attention.head_count"),
+        head_dim: count(content, "attention.key_length"),
+        num_key_value_heads: number("attention.head_count_kv"),
+        hidden_act: candle_nn::Activation::Silu,
+        max_position_embeddings: 2048,
+        rms_norm_eps: float(content, "attention.layer_norm_rms_epsilon", f64::NAN),
+        rope_theta: float(content, "rope.freq_base", f64::NAN),
+        // It forgets its window once it reads token by token: the tests stay inside.
+        sliding_window: None,
+        use_flash_attn: false,
+    };
+    mistral::Model::new(&config, weights).unwrap()
+}
+
 /// A tensor's name in the safetensors files of the families. The norm before the
 /// feed-forward part is called `feed_norm`: the families differ in it.
 fn hub_name(name: &str, feed_norm: &str) -> String {
@@ -210,13 +349,17 @@ fn hub_name(name: &str, feed_norm: &str) -> String {
         "attn_q" => "self_attn.q_proj",
         "attn_k" => "self_attn.k_proj",
         "attn_v" => "self_attn.v_proj",
+        "attn_qkv" => "self_attn.qkv_proj",
         "attn_output" => "self_attn.o_proj",
         "attn_q_norm" => "self_attn.q_norm",
         "attn_k_norm" => "self_attn.k_norm",
         "post_attention_norm" => "post_attention_layernorm",
+        "ffn_norm" if feed_norm == "phi3" => "post_attention_layernorm",
         "ffn_norm" => feed_norm,
         "post_ffw_norm" => "post_feedforward_layernorm",
         "ffn_gate" => "mlp.gate_proj",
+        // Phi-3's holds gate and up.
+        "ffn_up" if feed_norm == "phi3" => "mlp.gate_up_proj",
         "ffn_up" => "mlp.up_proj",
         "ffn_down" => "mlp.down_proj",
         other => panic!("unknown tensor {other}"),

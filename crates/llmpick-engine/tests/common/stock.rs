@@ -7,13 +7,20 @@ use std::path::Path;
 use super::full;
 use candle_core::quantized::gguf_file::Content;
 use candle_core::{Device, IndexOp, Tensor};
-use candle_transformers::models::{gemma3, quantized_llama, quantized_qwen2, quantized_qwen3};
+use candle_transformers::models::smol::smollm3;
+use candle_transformers::models::{
+    gemma2, gemma3, mistral, phi3, quantized_llama, quantized_qwen2, quantized_qwen3,
+};
 
 pub enum Stock {
     Llama(quantized_llama::ModelWeights),
     Qwen2(quantized_qwen2::ModelWeights),
     Qwen3(quantized_qwen3::ModelWeights),
     Gemma(gemma3::Model),
+    Gemma2(gemma2::Model),
+    Phi3(phi3::Model),
+    SmolLm3(smollm3::ModelForCausalLM),
+    Mistral(mistral::Model),
 }
 
 impl Stock {
@@ -31,9 +38,6 @@ impl Stock {
             .clone();
         let device = Device::Cpu;
         match architecture.as_str() {
-            "llama" => Stock::Llama(
-                quantized_llama::ModelWeights::from_gguf(content, &mut file, &device).unwrap(),
-            ),
             "qwen2" => Stock::Qwen2(
                 quantized_qwen2::ModelWeights::from_gguf(content, &mut file, &device).unwrap(),
             ),
@@ -41,6 +45,20 @@ impl Stock {
                 quantized_qwen3::ModelWeights::from_gguf(content, &mut file, &device).unwrap(),
             ),
             "gemma3" => Stock::Gemma(full::gemma(&content, &mut file)),
+            "gemma2" => Stock::Gemma2(full::gemma2(&content, &mut file)),
+            "phi3" => Stock::Phi3(full::phi3(&content, &mut file)),
+            "smollm3" => Stock::SmolLm3(full::smollm3(&content, &mut file)),
+            // Among the files that say llama, Mistral's have a window.
+            "llama"
+                if content
+                    .metadata
+                    .contains_key("llama.attention.sliding_window") =>
+            {
+                Stock::Mistral(full::mistral(&content, &mut file))
+            }
+            "llama" => Stock::Llama(
+                quantized_llama::ModelWeights::from_gguf(content, &mut file, &device).unwrap(),
+            ),
             other => panic!("no stock model for {other}"),
         }
     }
@@ -57,6 +75,10 @@ impl Stock {
             Stock::Qwen2(model) => model.forward(&input, start),
             Stock::Qwen3(model) => model.forward(&input, start),
             Stock::Gemma(model) => model.forward(&input, start).and_then(|l| l.i((.., 0))),
+            Stock::Gemma2(model) => model.forward(&input, start).and_then(|l| l.i((.., 0))),
+            Stock::Phi3(model) => model.forward(&input, start).and_then(|l| l.i((.., 0))),
+            Stock::SmolLm3(model) => model.forward(&input, start).and_then(|l| l.i((.., 0))),
+            Stock::Mistral(model) => model.forward(&input, start).and_then(|l| l.i((.., 0))),
         };
         logits.unwrap().squeeze(0).unwrap().to_vec1().unwrap()
     }
@@ -95,6 +117,10 @@ impl Stock {
         match self {
             Stock::Gemma(model) => model.clear_kv_cache(),
             Stock::Qwen3(model) => model.clear_kv_cache(),
+            Stock::Gemma2(model) => model.clear_kv_cache(),
+            Stock::Phi3(model) => model.clear_kv_cache(),
+            Stock::SmolLm3(model) => model.clear_kv_cache(),
+            Stock::Mistral(model) => model.clear_kv_cache(),
             // The others begin anew at position 0.
             _ => {}
         }

@@ -14,7 +14,12 @@ pub struct Tiny {
     pub architecture: &'static str,
     pub layers: usize,
     pub context: u32,
+    /// Written where it is not 0.
     pub window: u32,
+    /// More settings of the architecture.
+    pub more: Vec<(&'static str, Value)>,
+    /// More vectors: name and values.
+    pub vectors: Vec<(&'static str, Vec<f32>)>,
     pub dtype: GgmlDType,
     pub template: Option<&'static str>,
     pub tied: bool,
@@ -34,7 +39,13 @@ impl Tiny {
             architecture,
             layers: 3,
             context: 256,
-            window: 8,
+            window: if architecture.starts_with("gemma") {
+                8
+            } else {
+                0
+            },
+            more: Vec::new(),
+            vectors: Vec::new(),
             dtype: GgmlDType::F32,
             template: None,
             tied: false,
@@ -81,8 +92,10 @@ impl Tiny {
             ("attention.layer_norm_rms_epsilon", Value::F32(1e-6)),
             ("rope.freq_base", Value::F32(50_000.0)),
             ("rope.dimension_count", count(self.head_dim())),
-            ("attention.sliding_window", Value::U32(self.window)),
         ];
+        let window = ("attention.sliding_window", Value::U32(self.window));
+        let window = Some(window).filter(|_| self.window > 0);
+        let own = own.into_iter().chain(window).chain(self.more.clone());
         all.extend(own.map(|(key, value)| (format!("{}.{key}", self.architecture), value)));
         let control = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
         let tokens = byte_characters().chain(control.map(str::to_owned));
@@ -119,12 +132,18 @@ impl Tiny {
         }
         for layer in 0..self.layers {
             let name = |part: &str| format!("blk.{layer}.{part}.weight");
-            matrix(name("attn_q"), q, WIDTH);
-            matrix(name("attn_k"), kv, WIDTH);
-            matrix(name("attn_v"), kv, WIDTH);
-            matrix(name("attn_output"), WIDTH, q);
-            matrix(name("ffn_gate"), WIDE, WIDTH);
-            matrix(name("ffn_up"), WIDE, WIDTH);
+            if self.architecture == "phi3" {
+                matrix(name("attn_qkv"), q + 2 * kv, WIDTH);
+                matrix(name("attn_output"), WIDTH, q);
+                matrix(name("ffn_up"), 2 * WIDE, WIDTH);
+            } else {
+                matrix(name("attn_q"), q, WIDTH);
+                matrix(name("attn_k"), kv, WIDTH);
+                matrix(name("attn_v"), kv, WIDTH);
+                matrix(name("attn_output"), WIDTH, q);
+                matrix(name("ffn_gate"), WIDE, WIDTH);
+                matrix(name("ffn_up"), WIDE, WIDTH);
+            }
             matrix(name("ffn_down"), WIDTH, WIDE);
         }
         let mut vector = |name: String, len: usize, middle: f32| {
@@ -140,7 +159,7 @@ impl Tiny {
                 vector(name("attn_q_norm.weight"), self.head_dim(), 1.0);
                 vector(name("attn_k_norm.weight"), self.head_dim(), 1.0);
             }
-            if self.architecture == "gemma3" {
+            if self.architecture.starts_with("gemma") {
                 vector(name("post_attention_norm.weight"), WIDTH, 1.0);
                 vector(name("post_ffw_norm.weight"), WIDTH, 1.0);
             }
@@ -149,6 +168,11 @@ impl Tiny {
                 vector(name("attn_k.bias"), kv, 0.0);
                 vector(name("attn_v.bias"), kv, 0.0);
             }
+        }
+        for (name, values) in &self.vectors {
+            let values = Tensor::from_slice(values, values.len(), &Device::Cpu).unwrap();
+            let tensor = QTensor::quantize(&values, GgmlDType::F32).unwrap();
+            all.push(((*name).to_owned(), tensor));
         }
         all
     }
