@@ -126,8 +126,16 @@ static const struct {
 static const char not_text[] = {'\xff', '\xfe'};
 #endif
 
-static const llmpick_plugin plugin = {
+static const struct {
+  llmpick_plugin known;
+  uint64_t newer[4];
+} plugin = {
+  .known = {
+#if FAULT == LONGER
     .size = sizeof plugin,
+#else
+    .size = sizeof plugin.known,
+#endif
 #if FAULT == UNKNOWN_KIND
     .kind = 77,
 #else
@@ -147,26 +155,36 @@ static const llmpick_plugin plugin = {
     .description = {not_text, sizeof not_text},
 #endif
     .vtbl = &table,
+  },
+  .newer = {~UINT64_C(0), ~UINT64_C(0), ~UINT64_C(0), ~UINT64_C(0)},
 };
 
 static const llmpick_plugin *const plugins[] = {
 #if FAULT == NULL_PLUGIN
     NULL,
 #else
-    &plugin,
+    &plugin.known,
 #endif
 #if FAULT == TWINS
-    &plugin,
+    &plugin.known,
 #endif
 };
 
-static const llmpick_module module = {
+static const struct {
+  llmpick_module known;
+  uint64_t newer[4];
+} module = {
+  .known = {
 #if FAULT == WRONG_MAGIC
     .magic = {'N', 'O', 'T', 'M', 'I', 'N', 'E', 0},
 #else
     .magic = LLMPICK_MAGIC,
 #endif
+#if FAULT == LONGER
     .size = sizeof module,
+#else
+    .size = sizeof module.known,
+#endif
 #if FAULT == OTHER_MAJOR
     .abi = LLMPICK_ABI(2, 3),
 #elif FAULT == NEEDS_NEWER || FAULT == LONGER
@@ -184,6 +202,8 @@ static const llmpick_module module = {
 #endif
     .plugins = plugins,
     .built_with = LLMPICK_STR("cc"),
+  },
+  .newer = {~UINT64_C(0), ~UINT64_C(0), ~UINT64_C(0), ~UINT64_C(0)},
 };
 
 #if FAULT == NO_SYMBOL
@@ -196,6 +216,6 @@ const llmpick_module *llmpick_plugin_entry(uint32_t host_abi) {
 #if FAULT == REFUSES
   return NULL;
 #else
-  return &module;
+  return &module.known;
 #endif
 }

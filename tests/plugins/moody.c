@@ -1,16 +1,24 @@
 /* A router that learns (the best mean score, else the cheapest) and misbehaves on request:
  * configuration {"fault": NAME, "from": ID, "to": ID} makes every select whose request id is
- * in from..to (default: all) go wrong. And a scorer that says what the response says. */
+ * in from..to (default: all), and a multiple of "every" (default: 1), go wrong. And a scorer that says what the response says. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "llmpick_plugin.h"
 
 #define ARMS 128
+/* Builds that differ, for reloads. */
+#ifndef REASON
+#define REASON "best"
+#endif
+#ifndef STATE_VERSION
+#define STATE_VERSION 1
+#endif
 
 typedef struct arm {
   char id[64];
@@ -20,7 +28,7 @@ typedef struct arm {
 typedef struct router {
   const llmpick_host *host;
   char fault[32];
-  int64_t from, to, sleep_ms;
+  int64_t from, to, every, sleep_ms;
   struct state {
     uint64_t magic, used;
     arm arms[ARMS];
@@ -53,6 +61,10 @@ static llmpick_status create(const llmpick_host *host, llmpick_str config, void 
                              llmpick_error *err) {
   router *self = calloc(1, sizeof *self);
   (void)config;
+#ifdef NEVER_STARTS
+  free(self);
+  return fail(err, LLMPICK_E_INTERNAL, "not today");
+#endif
   self->host = host;
   self->to = INT64_MAX;
   self->state.magic = STATE_MAGIC;
@@ -64,6 +76,8 @@ static llmpick_status create(const llmpick_host *host, llmpick_str config, void 
     return fail(err, LLMPICK_E_CONFIG, "`from` must be a whole number");
   host->config_i64(host->ctx, key("to"), &self->to);
   host->config_i64(host->ctx, key("sleep.ms"), &self->sleep_ms);
+  self->every = 1;
+  host->config_i64(host->ctx, key("every"), &self->every);
   if (is(self, "refuse")) {
     free(self);
     return fail(err, LLMPICK_E_CONFIG, "refused, as the configuration asks");
@@ -105,8 +119,8 @@ static llmpick_status sensible(const router *self, const llmpick_select_req *req
 #ifdef TELL_PROCESS
   out->reason_len = (uint32_t)snprintf(out->reason, 64, "%d %d", getpid(), getppid());
 #else
-  out->reason_len = 4;
-  memcpy(out->reason, "best", 4);
+  out->reason_len = sizeof REASON - 1;
+  memcpy(out->reason, REASON, sizeof REASON - 1);
 #endif
   return LLMPICK_OK;
 }
@@ -119,7 +133,8 @@ static llmpick_status choose(void *this, const llmpick_select_req *req, llmpick_
                              llmpick_error *err) {
   router *self = this;
   llmpick_status status = sensible(self, req, out);
-  if (status || (int64_t)req->request_id < self->from || (int64_t)req->request_id >= self->to)
+  if (status || (int64_t)req->request_id < self->from || (int64_t)req->request_id >= self->to ||
+      (int64_t)req->request_id % self->every)
     return status;
   if (is(self, "range")) out->choices[0] = req->n_candidates;
   if (is(self, "million")) out->choices_len = 1000000;
@@ -145,6 +160,10 @@ static llmpick_status choose(void *this, const llmpick_select_req *req, llmpick_
   if (is(self, "odd_numbers")) {
     out->propensity = INFINITY;
     all_marginals(req, out, -3);
+  }
+  if (is(self, "nan")) {
+    out->propensity = NAN;
+    all_marginals(req, out, NAN);
   }
   if (is(self, "escape")) {
     out->reason_len = UINT32_MAX;
@@ -193,6 +212,13 @@ static llmpick_status feedback(void *this, const llmpick_feedback *fb, llmpick_e
 static llmpick_status snapshot(void *this, const llmpick_writer *w, llmpick_error *err) {
   router *self = this;
   if (is(self, "snapshot_crash")) crash();
+  if (is(self, "gib_snapshot")) {
+    /* Never touched, so that it costs an address range only. */
+    void *gib = mmap(NULL, 1u << 30, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    llmpick_status status = w->write(w->ctx, gib, 1u << 30);
+    munmap(gib, 1u << 30);
+    return status;
+  }
   if (is(self, "huge_snapshot"))
     for (;;) {
       static const uint8_t chunk[1 << 16];
@@ -205,7 +231,14 @@ static llmpick_status restore(void *this, uint32_t version, llmpick_bytes bytes,
                               llmpick_error *err) {
   router *self = this;
   struct state state;
+<<<<<<< HEAD
   if (version != 1) return fail(err, LLMPICK_E_STATE, "it has another version");
+=======
+  (void)version;
+#ifdef BREAKS_OVER_STATE
+  return fail(err, LLMPICK_E_PANIC, "what is this");
+#endif
+>>>>>>> d35b107 (daemon: the router's library is loaded anew while it serves, and keeps what it learnt)
   if (bytes.len != sizeof state) return fail(err, LLMPICK_E_STATE, "it has the wrong length");
   memcpy(&state, bytes.ptr, sizeof state);
   if (state.magic != STATE_MAGIC || state.used > ARMS)
@@ -244,8 +277,8 @@ static const llmpick_scorer_vtbl scorer_table = {
 };
 static const llmpick_plugin moody = {
     .size = sizeof moody, .kind = LLMPICK_KIND_ROUTER, .caps = LLMPICK_CAP_MULTI_SELECT,
-    .name = LLMPICK_STR("moody"), .version = LLMPICK_STR("0.1.0"), .state_version = 1,
-    .state_version_min = 1, .vtbl = &router_table,
+    .name = LLMPICK_STR("moody"), .version = LLMPICK_STR("0.1.0"), .state_version = STATE_VERSION,
+    .state_version_min = STATE_VERSION, .vtbl = &router_table,
 };
 static const llmpick_plugin says = {
     .size = sizeof says, .kind = LLMPICK_KIND_SCORER, .name = LLMPICK_STR("says"),

@@ -16,6 +16,7 @@ use crate::parts::{
     ModelError, TOTAL_BUDGET, context_of, engine_options, open_ledger, open_store, refuse_embedder,
 };
 use crate::plugins::{self, PluginError};
+use crate::reload::{Reloaded, Reloading};
 use crate::residency::{Find, Residency};
 use crate::settings::RemoteSettings;
 use crate::{Paths, Settings};
@@ -38,8 +39,8 @@ pub struct App {
     residency: Arc<Residency>,
     /// Backends outside the pool, by file, so that a model is loaded once.
     outside: Mutex<HashMap<PathBuf, Arc<dyn Backend>>>,
-    /// Why the chosen router does not serve, where the fallback took its place.
-    router_fault: Option<String>,
+    /// Which library routes, or why the fallback does.
+    reloading: Reloading,
 }
 
 /// Why the parts do not go together.
@@ -78,12 +79,12 @@ impl App {
         for remote in &settings.remotes {
             arms.push(remote_arm(remote)?);
         }
-        let (router, router_fault) = match plugins::router(&settings) {
-            Ok(router) => (router, None),
+        let (router, reloading) = match plugins::load_router(&settings) {
+            Ok((router, library)) => (router, Reloading::new(Ok(&library))),
             Err(fault) if options.tolerate_plugin => {
                 let fault = sentence(&fault);
                 error!(plugin = settings.router.plugin, %fault, "router cannot be used, the fallback routes");
-                (plugins::fallback(), Some(fault))
+                (plugins::fallback(), Reloading::new(Err(fault)))
             }
             Err(fault) => return Err(fault.into()),
         };
@@ -106,7 +107,7 @@ impl App {
             scorers,
             residency,
             outside: Mutex::default(),
-            router_fault,
+            reloading,
         })
     }
 
@@ -124,7 +125,7 @@ impl App {
             dispatch,
             scorers: llmpick_score::all(),
             outside: Mutex::default(),
-            router_fault: None,
+            reloading: Reloading::default(),
         })
     }
 
@@ -154,8 +155,22 @@ impl App {
     }
 
     /// Why the chosen router does not serve, where the fallback took its place.
-    pub fn router_fault(&self) -> Option<&str> {
-        self.router_fault.as_deref()
+    pub fn router_fault(&self) -> Option<String> {
+        self.reloading.fault()
+    }
+
+    /// SHA-256 of the router's library in hexadecimal; `None` where the fallback routes.
+    pub fn router_sha256(&self) -> Option<String> {
+        self.reloading.sha256()
+    }
+
+    /// Loads the router's library anew, and hands over what was learnt. Until then, and when it
+    /// fails, the old one serves. Blocks.
+    ///
+    /// # Errors
+    /// What keeps the new one from being used.
+    pub fn reload_router(&self) -> Result<Reloaded, AppError> {
+        self.reloading.reload(&self.settings, &self.dispatch)
     }
 
     /// The arm of this name, if it is in the pool.

@@ -199,6 +199,18 @@ impl Client {
         self.get("/llmpick/v1/arms").await
     }
 
+    /// The router's plugin: what serves, and why the chosen one does not where so.
+    pub async fn plugins(&self) -> Result<Value, ClientError> {
+        self.get("/llmpick/v1/plugins").await
+    }
+
+    /// Loads the router's plugin anew; what was learnt is handed over. The answer is a
+    /// [`Reloaded`](crate::Reloaded) as JSON; a refusal leaves the old one serving.
+    pub async fn reload_plugin(&self) -> Result<Value, ClientError> {
+        self.read(Method::POST, "/llmpick/v1/plugins/reload", None)
+            .await
+    }
+
     /// The person's grade of an answer.
     pub async fn feedback(&self, route: RouteId, score: Score) -> Result<(), ClientError> {
         let body = json!({"route_id": route, "score": score});

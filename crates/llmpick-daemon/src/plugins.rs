@@ -73,6 +73,13 @@ pub fn open(settings: &Settings, plugin: &str) -> Result<Arc<Library>, PluginErr
 
 /// The router that the settings name.
 pub(crate) fn router(settings: &Settings) -> Result<Box<dyn Router>, PluginError> {
+    load_router(settings).map(|(router, _)| router)
+}
+
+/// The router that the settings name, and the library it is from.
+pub(crate) fn load_router(
+    settings: &Settings,
+) -> Result<(Box<dyn Router>, Arc<Library>), PluginError> {
     let chosen = &settings.router;
     let library = open(settings, &chosen.plugin)?;
     let name = router_name(&library, &chosen.plugin)?;
@@ -84,7 +91,18 @@ pub(crate) fn router(settings: &Settings) -> Result<Box<dyn Router>, PluginError
         ..RouterOptions::default()
     };
     let router = llmpick_plugin_host::router(&library, &name, &chosen.config_json, &options)?;
-    Ok(router)
+    Ok((router, library))
+}
+
+/// The file of the router that the settings name.
+pub(crate) fn path(settings: &Settings) -> Result<Utf8PathBuf, FindError> {
+    let (library, _) = split(&settings.router.plugin);
+    find(&folders(settings), library)
+}
+
+/// SHA-256 of that file as it is now, in hexadecimal; runs none of it.
+pub(crate) fn digest(settings: &Settings) -> Result<String, PluginError> {
+    Ok(llmpick_plugin_host::digest_file(&path(settings)?)?)
 }
 
 /// The built-in router, for when the chosen one cannot be had.

@@ -20,7 +20,7 @@ use tracing::warn;
 
 use crate::drive::drive;
 use crate::grade::Jury;
-use crate::learner::Learner;
+use crate::learner::{Handover, Learner};
 use crate::plan::{Plan, Pool, plan, runnable};
 use crate::task::Task;
 use crate::work::{Called, Streaming};
@@ -331,6 +331,17 @@ impl Dispatch {
             self.settings.snapshot_every,
         )?;
         Ok(())
+    }
+
+    /// Replaces the router by a new build of itself. The new one takes over what was learnt, bit
+    /// for bit, or learns it from the ledger where it reads no state of the old version; requests
+    /// wait as long. Blocks.
+    ///
+    /// # Errors
+    /// When the new one breaks over the old state, or the ledger cannot be read: the old one
+    /// goes on serving.
+    pub fn reload_router(&self, router: Box<dyn Router>) -> Result<Handover, DispatchError> {
+        self.learner.lock().hand_over(router, &self.ledger)
     }
 
     /// Replaces the router by one that starts from nothing, and learns from this context's

@@ -38,6 +38,9 @@ pub enum DispatchError {
         /// What is neither spent nor reserved.
         left: NanoDollars,
     },
+    /// A new router broke over the state of the old one, which goes on serving.
+    #[error("hand over to the new router: {0}; the old one goes on")]
+    Handover(String),
     /// One arm was tried, and failed.
     #[error("`{arm}` failed")]
     Arm {

@@ -9,6 +9,8 @@ use llmpick_core::{ContextKey, Decision, Router, RouterError, RouterNeeds, Selec
 use llmpick_ledger::{Cursor, Ledger, LedgerError, SnapshotStore};
 use tracing::{info, warn};
 
+use crate::DispatchError;
+
 /// Rows read at once.
 const BATCH: u32 = 1_000;
 
@@ -81,6 +83,46 @@ impl Learner {
         Ok(learner)
     }
 
+    /// Hands over to a new build of the same router: its learnt state if the new one takes it,
+    /// or else what the ledger holds, told from the start. On an error nothing changed.
+    pub(crate) fn hand_over(
+        &mut self,
+        mut next: Box<dyn Router>,
+        ledger: &Ledger,
+    ) -> Result<Handover, DispatchError> {
+        self.catch_up(ledger)?;
+        let reason = match guarded(|| self.router.snapshot()) {
+            Ok(snapshot) if snapshot.state.is_empty() => "it keeps no state of its own".to_owned(),
+            Ok(snapshot) => match guarded(|| next.restore(&snapshot)) {
+                Ok(()) => {
+                    self.needs = next.needs();
+                    self.router = next;
+                    self.fresh = self.fresh.max(1);
+                    self.save(ledger, true);
+                    return Ok(Handover::Kept);
+                }
+                // A state of another version is no failure; a router that breaks over it is.
+                Err(RouterError::State(why)) => format!("it does not take the old state: {why}"),
+                Err(error) => return Err(DispatchError::Handover(error.to_string())),
+            },
+            Err(error) => format!("the old one gave no state: {error}"),
+        };
+        let mut learner = Self {
+            needs: next.needs(),
+            name: next.name().to_owned(),
+            router: next,
+            cursor: Cursor::default(),
+            snapshots: self.snapshots.clone(),
+            only: self.only.clone(),
+            fresh: 1,
+            every: self.every,
+        };
+        let rows = learner.catch_up(ledger)?;
+        learner.save(ledger, true);
+        *self = learner;
+        Ok(Handover::Replayed { rows, reason })
+    }
+
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
@@ -141,6 +183,20 @@ impl Learner {
             Err(error) => warn!(router = %self.name, %error, "snapshot was not written"),
         }
     }
+}
+
+/// How a router came to know what the one before it knew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Handover {
+    /// It took the learnt state over as it was.
+    Kept,
+    /// It was told what the ledger holds, from the start.
+    Replayed {
+        /// How many rows.
+        rows: u64,
+        /// Why it could not take the state.
+        reason: String,
+    },
 }
 
 /// Runs router code; a panic in it costs one decision's quality, never an answer.

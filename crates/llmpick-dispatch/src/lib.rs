@@ -26,6 +26,7 @@ pub use error::DispatchError;
 pub use event::{
     Attempt, PartSummary, RouteEvent, RouteStream, RouteSummary, TaskEvent, TaskStream, TaskSummary,
 };
+pub use learner::Handover;
 pub use llmpick_ledger::{ArmStats, RouteRecord, StatsFilter};
 pub use request::{Measured, Part, RouteRequest, Target};
 pub use settings::DispatchSettings;

@@ -40,7 +40,7 @@ pub use child::{run_if_child, use_child_program};
 pub use error::{CreateError, FindError, LoadError, LoadErrorKind};
 pub use fallback::FallbackRouter;
 pub use find::{find, list};
-pub use library::{Library, LoadOptions, PluginInfo, PluginKind, ProbeReport};
+pub use library::{Library, LoadOptions, PluginInfo, PluginKind, ProbeReport, digest_file};
 pub use lock::{LockError, Pin, PluginLock, Suspect, TrustedBy};
 pub use router::{Isolation, Rounding, RouterOptions, router};
 pub use schedule::{LocalScheduler, draw, redeal};

@@ -394,6 +394,18 @@ impl<'a> Checked<'a> {
     }
 }
 
+/// SHA-256 of a library as it is on disk, in hexadecimal. Runs none of it.
+///
+/// # Errors
+/// A file that is missing, cannot be read, or is no library.
+pub fn digest_file(path: &Utf8Path) -> Result<String, LoadError> {
+    let read = read_checked(path, false).map_err(|kind| LoadError {
+        path: path.to_owned(),
+        kind,
+    });
+    read.map(|(_, bytes)| digest(&bytes))
+}
+
 /// SHA-256 in hexadecimal.
 pub(crate) fn digest(bytes: &[u8]) -> String {
     let digest = Sha256::digest(bytes);

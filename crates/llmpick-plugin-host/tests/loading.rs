@@ -186,18 +186,6 @@ fn a_good_library_says_what_it_holds() {
 }
 
 #[test]
-fn a_newer_plugin_that_says_it_runs_here_does() {
-    let folder = Folder::new();
-    let path = cc(
-        &folder,
-        "tests/plugins/module.c",
-        "newer.so",
-        &["-DFAULT=LONGER"],
-    );
-    assert_eq!(load(&path).abi(), (1, 9));
-}
-
-#[test]
 fn other_bytes_under_the_same_path_are_other_code() {
     let folder = Folder::new();
     let first = load(&cc(&folder, "tests/plugins/module.c", "same.so", &[]));

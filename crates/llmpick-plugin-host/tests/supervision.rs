@@ -6,7 +6,9 @@ mod common;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{Folder, arms, ask, cargo, cc, feedback, load, make, moody, panics, patient, why};
+use common::{
+    Folder, arms, ask, cargo, cc, feedback, load, make, moody, panics, patient, resident, why,
+};
 use llmpick_core::{Candidate, DecisionSource, RouterError};
 use llmpick_plugin_host::{CreateError, Isolation, RouterOptions, router};
 use llmpick_testkit::{candidate, router_suite, select_request};
@@ -99,13 +101,16 @@ fn a_wrong_answer_is_replaced_and_named() {
 #[test]
 fn odd_numbers_and_texts_do_not_spoil_a_choice() {
     let options = patient(Isolation::Actor);
-    let mut router = make(&moody(), "moody", r#"{"fault": "odd_numbers"}"#, &options);
-    let decision = ask(&mut *router, 1);
-    assert_eq!(
-        (decision.choices, decision.source),
-        (vec![0], DecisionSource::Router)
-    );
-    assert!(decision.propensity.is_nan() && decision.marginals.is_empty());
+    for fault in ["odd_numbers", "nan"] {
+        let config = format!(r#"{{"fault": "{fault}"}}"#);
+        let mut router = make(&moody(), "moody", &config, &options);
+        let decision = ask(&mut *router, 1);
+        assert_eq!(
+            (decision.choices, decision.source),
+            (vec![0], DecisionSource::Router)
+        );
+        assert!(decision.propensity.is_nan() && decision.marginals.is_empty());
+    }
     let mut router = make(&moody(), "moody", r#"{"fault": "escape"}"#, &options);
     let reason = ask(&mut *router, 1).reason;
     assert!(!reason.chars().any(char::is_control), "{reason:?}");
@@ -335,6 +340,20 @@ fn a_snapshot_without_end_is_cut_off() {
 }
 
 #[test]
+fn a_snapshot_of_a_gibibyte_is_refused_before_it_is_copied() {
+    for isolation in BOTH {
+        let config = r#"{"fault": "gib_snapshot"}"#;
+        let mut router = make(&moody(), "moody", config, &patient(isolation));
+        let before = resident();
+        let error = router.snapshot();
+        let sentence = "its snapshot has more than 67108864 bytes";
+        assert_eq!(error, Err(RouterError::Fault(sentence.into())));
+        let grown = resident().saturating_sub(before);
+        assert!(grown < 256 << 20, "{grown} bytes");
+    }
+}
+
+#[test]
 fn a_log_flood_is_survived() {
     let mut router = make(
         &moody(),
@@ -448,15 +467,20 @@ fn a_panic_in_snapshot_is_an_error_and_the_router_goes_on() {
 
 #[test]
 fn a_panic_in_create_is_an_error() {
-    let config = r#"{"panic_in": "create"}"#;
+    let cases = [
+        (
+            r#"{"panic_in": "create"}"#,
+            "panicked: asked to panic in create",
+        ),
+        // Its payload's drop would panic again.
+        (r#"{"panic_in": "create", "at": 1}"#, "panicked: no message"),
+    ];
     for isolation in BOTH {
-        let error = router(&panics(), "panics", config, &patient(isolation))
-            .err()
-            .unwrap();
-        assert_eq!(
-            error.to_string(),
-            "start plugin `panics`: panicked: asked to panic in create"
-        );
+        for (config, expected) in cases {
+            let error = router(&panics(), "panics", config, &patient(isolation));
+            let error = error.err().unwrap().to_string();
+            assert_eq!(error, format!("start plugin `panics`: {expected}"));
+        }
     }
 }
 

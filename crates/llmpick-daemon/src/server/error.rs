@@ -123,6 +123,15 @@ impl ApiError {
         )
     }
 
+    /// 409: the plugin cannot be used as it is now.
+    pub(crate) fn plugin(error: &(dyn std::error::Error + 'static)) -> Self {
+        let error = Self::new(StatusCode::CONFLICT, "plugin_error", sentence(error));
+        Self {
+            code: Some("plugin_refused"),
+            ..error
+        }
+    }
+
     fn unavailable(message: impl Into<String>) -> Self {
         let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message);
         error.retry_after = Some(5);

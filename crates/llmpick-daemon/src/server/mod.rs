@@ -3,6 +3,7 @@
 mod chat;
 mod error;
 mod guard;
+mod plugins;
 mod records;
 mod reply;
 mod request;
@@ -160,10 +161,12 @@ impl Server {
             ));
             listeners.spawn(on_tcp(listener, routes, stopped));
         }
+        let fresh = tokio::spawn(plugins::keep_fresh(Arc::clone(&self.serving)));
         let broken = tokio::select! {
             () = stop => None,
             ended = listeners.join_next() => ended,
         };
+        fresh.abort();
         info!("stopping, running answers are ended first");
         // Nobody listens where all listeners broke; then there is nobody to tell.
         let _ = stopping.send(true);
@@ -236,6 +239,8 @@ fn routes(serving: &Arc<Serving>) -> Router {
         .route("/llmpick/v1/feedback", post(records::feedback))
         .route("/llmpick/v1/routes/{id}", get(records::route))
         .route("/llmpick/v1/arms", get(records::arms))
+        .route("/llmpick/v1/plugins", get(plugins::status))
+        .route("/llmpick/v1/plugins/reload", post(plugins::reload))
         .fallback(nothing_here)
         .method_not_allowed_fallback(|| async { ApiError::method() })
         .layer(DefaultBodyLimit::max(limit))

@@ -169,3 +169,11 @@ pub fn feedback(route: u64, arm: u32, score: f64) -> Feedback {
         score: Score::new(score).ok(),
     }
 }
+
+/// Bytes of memory that this process occupies.
+pub fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<usize>().ok());
+    kib.unwrap() << 10
+}

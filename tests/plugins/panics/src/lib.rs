@@ -13,6 +13,8 @@ struct Config {
     panic_in: String,
     /// Only in the call for this request; 0 for always.
     at: u64,
+    /// Only in calls for requests that are a multiple of this, other than 0; 0 for all.
+    every: u64,
 }
 
 /// A panic payload whose own drop panics.
@@ -31,7 +33,11 @@ struct Panics {
 
 impl Panics {
     fn maybe_panic(&self, place: &str, request: u64) {
-        if self.config.panic_in == place && (self.config.at == 0 || self.config.at == request) {
+        let here = self.config.panic_in == place;
+        // In `create` without a number the payload is a plain message.
+        let due = self.config.every == 0
+            || request != 0 && request.is_multiple_of(self.config.every);
+        if here && due && (self.config.at == request || self.config.at == 0 && place != "create") {
             std::panic::panic_any(Nasty);
         }
     }
@@ -44,8 +50,10 @@ impl RouterPlugin for Panics {
 
     fn create(config: Config, host: Host) -> Result<Self> {
         host.info("an instance was made");
-        assert!(config.panic_in != "create", "asked to panic in create");
-        Ok(Self { config, seen: 0 })
+        let made = Self { config, seen: 0 };
+        made.maybe_panic("create", 1);
+        assert!(made.config.panic_in != "create", "asked to panic in create");
+        Ok(made)
     }
 
     fn select(&mut self, request: &SelectRequest<'_>, choice: &mut Choice<'_>) -> Result<()> {
