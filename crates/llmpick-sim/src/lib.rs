@@ -2,9 +2,10 @@
 //!
 //! [`simulate`] plays a router against an [`Environment`] whose arms have known means, by the
 //! protocol of C2MAB-V's simulations; [`replay`](replay()) plays it against a [`Table`] of what
-//! many models really answered and cost. Both drive an ordinary [`llmpick_core::Router`], by
-//! the calls that dispatch would make, so what is measured is what will run. No clock is
-//! read: time is the number of the round, and one seed gives one result on any machine.
+//! many models really answered and cost; a [`Log`] judges it by what a ledger holds
+//! ([`offpolicy`]). All drive an ordinary [`llmpick_core::Router`], by the calls that dispatch
+//! would make, so what is measured is what will run. No clock is read: time is the number of
+//! the round, and one seed gives one result on any machine.
 
 mod bench;
 mod chance;
@@ -12,6 +13,8 @@ mod csv;
 mod drive;
 mod environment;
 mod estimate;
+mod logged;
+pub mod offpolicy;
 mod plot;
 mod references;
 mod replay;
@@ -27,6 +30,7 @@ pub use csv::CsvError;
 pub use drive::PlayError;
 pub use environment::{Environment, EnvironmentError, EnvironmentErrorKind, SimArm};
 pub use estimate::Estimate;
+pub use logged::{LeftOut, Log, LogReport, LogSettings};
 pub use plot::svg;
 pub use references::{ArmFigure, Figure, Mix, References, Share, references};
 pub use replay::{ReplayReport, ReplaySettings, replay};

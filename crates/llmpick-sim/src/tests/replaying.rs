@@ -157,10 +157,10 @@ fn a_table_that_cannot_be_replayed_is_refused_with_a_sentence() {
 }
 
 /// What a router was told of the arms, and of the prompt's length.
-type Told = (Vec<Candidate>, u32);
+pub type Told = (Vec<Candidate>, u32);
 
 /// Always the first arm; keeps what it was told.
-struct Probe(Arc<Mutex<Vec<Told>>>, Arc<Mutex<Vec<Feedback>>>);
+pub struct Probe(pub Arc<Mutex<Vec<Told>>>, pub Arc<Mutex<Vec<Feedback>>>);
 
 impl Router for Probe {
     fn name(&self) -> &str {

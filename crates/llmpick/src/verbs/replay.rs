@@ -4,9 +4,11 @@ use std::num::NonZeroUsize;
 
 use camino::Utf8PathBuf;
 use clap::{Args, ValueEnum};
+use llmpick_daemon::Settings;
+use llmpick_daemon::ledger::Ledger;
 use llmpick_sim::{
-    Costs, Figure, Mix, ReplayReport, ReplaySettings, RouterSource, Share, Table, TableErrorKind,
-    TableFiles, replay,
+    Costs, Estimate, Figure, LeftOut, Log, LogReport, LogSettings, Mix, ReplayReport,
+    ReplaySettings, RouterSource, Share, Table, TableErrorKind, TableFiles, replay,
 };
 
 use super::sim::{
@@ -31,6 +33,15 @@ pub struct ReplayArgs {
     /// CSV: the query's id, then a column of scores (0 to 1, blank for none) for each model
     #[arg(long, value_name = "FILE")]
     scores: Option<Utf8PathBuf>,
+    /// Judge routers that never ran by what a ledger holds; without a file, your own. Each is
+    /// taken through the requests in order and learns from all feedback there was by then, as
+    /// a shadow would; what it would have earned is estimated from the logged probabilities
+    #[arg(long, value_name = "FILE", num_args = 0..=1, conflicts_with_all = ["scores", "costs", "recipe", "latencies", "contexts", "budgets"])]
+    ledger: Option<Option<Utf8PathBuf>>,
+    /// With --ledger: let routers learn from the first such share of the requests, and judge
+    /// them, frozen, on the others
+    #[arg(long, value_name = "SHARE", requires = "ledger", value_parser = parse_share)]
+    learn_first: Option<f64>,
     /// CSV of the same shape: what each answer cost, in dollars
     #[arg(long, value_name = "FILE", conflicts_with = "recipe")]
     costs: Option<Utf8PathBuf>,
@@ -101,12 +112,16 @@ fn parse_share(text: &str) -> std::result::Result<f64, String> {
 /// more.
 pub fn run(args: ReplayArgs, global: &Global, printer: Printer) -> Result<()> {
     let (global, with) = args.settings.split(global);
-    let folders = open::plugin_folders(&open::settings(&global, Vec::new())?);
+    let settings = open::settings(&global, Vec::new())?;
+    let folders = open::plugin_folders(&settings);
     let routers = args
         .routers
         .iter()
         .map(|text| router(&folders, text, &with));
     let routers = routers.collect::<Result<Vec<_>>>()?;
+    if let Some(file) = &args.ledger {
+        return judge(&args, file.as_ref(), &routers, &settings, printer);
+    }
     let files = args.files();
     let queries = args.read(&files, printer)?;
     let settings = args.settings_for(&files, &queries);
@@ -131,6 +146,106 @@ pub fn run(args: ReplayArgs, global: &Global, printer: Printer) -> Result<()> {
         [report] => printer.value(report, || text(&reports, routers.len())),
         _ => printer.value(&reports, || text(&reports, routers.len())),
     }
+}
+
+/// Judges routers by a ledger and prints.
+fn judge(
+    args: &ReplayArgs,
+    file: Option<&Utf8PathBuf>,
+    routers: &[RouterSource],
+    settings: &Settings,
+    printer: Printer,
+) -> Result<()> {
+    let ledger = match file {
+        // Opening would create it.
+        Some(file) if !file.is_file() => {
+            let text = format!("there is no ledger `{file}`");
+            return Err(CliError::new(ExitCode::Usage, text));
+        }
+        Some(file) => Ledger::open(file).map_err(|error| open::ledger_error(&error))?,
+        None => open::ledger(settings)?,
+    };
+    let log = Log::read(&ledger).map_err(|error| open::ledger_error(&error))?;
+    if log.is_empty() {
+        let text = format!("the ledger `{}` holds no requests yet", ledger.path());
+        return Err(CliError::new(ExitCode::Failed, text));
+    }
+    let settings = LogSettings {
+        seed: args.seed,
+        learn_first: args.learn_first,
+    };
+    let rounds = (log.len() * routers.len()) as u64;
+    let reports = look_on(rounds, args.threads, |watch| {
+        let judge = |source: &RouterSource| {
+            let router = source.start().map_err(|error| play_error(&error))?;
+            let report = log.judge(router, source.label(), &settings, watch);
+            report.map_err(|error| play_error(&error))
+        };
+        routers.iter().map(judge).collect::<Result<Vec<_>>>()
+    })?;
+    for report in &reports {
+        let reason = report.fallback_reason.as_deref();
+        note_fallbacks(printer, &report.router, report.fallbacks, reason);
+        if let Some(warning) = &report.warning {
+            printer.note(&format!("{}: {warning}", report.router));
+        }
+    }
+    match &reports[..] {
+        [report] => printer.value(report, || ledger_text(&reports)),
+        _ => printer.value(&reports, || ledger_text(&reports)),
+    }
+}
+
+fn ledger_text(reports: &[LogReport]) -> String {
+    let Some(first) = reports.first() else {
+        return String::new();
+    };
+    let LeftOut {
+        without_propensity,
+        ungraded,
+        unfinished,
+    } = first.left_out;
+    let heading = format!(
+        "{} requests, {} judged; left out: {without_propensity} chosen without known \
+         probabilities, {ungraded} without a grade, {unfinished} without an answer",
+        first.routes, first.judged
+    );
+    let money = |estimate: &Estimate| match estimate.half_width() {
+        Some(half) => format!("{} ±{}", dollars(estimate.mean), dollars(half)),
+        None => dollars(estimate.mean),
+    };
+    let header = ["", "estimate", "reward>", "cost>", "in effect>", "untried>"];
+    let mut rows = vec![vec![
+        "as it was decided".to_owned(),
+        "mean".to_owned(),
+        plus_minus(&first.logged_reward, 4),
+        money(&first.logged_cost),
+    ]];
+    for report in reports {
+        let (reward, cost) = (&report.judgement.reward, &report.judgement.cost);
+        let mut estimates = vec![
+            ("doubly robust", &reward.dr, &cost.dr),
+            ("self-normalised", &reward.snips, &cost.snips),
+            ("inverse propensity", &reward.ips, &cost.ips),
+        ]
+        .into_iter()
+        .map(|(name, reward, cost)| {
+            vec![
+                String::new(),
+                name.to_owned(),
+                plus_minus(reward, 4),
+                money(cost),
+            ]
+        });
+        if let Some(mut row) = estimates.next() {
+            row[0].clone_from(&report.router);
+            row.push(format!("{:.0}", report.judgement.effective));
+            row.push(format!("{:.1} %", 100.0 * report.untried));
+            rows.push(row);
+        }
+        rows.extend(estimates);
+    }
+    format!("{heading}\n\n{}", table(&header, rows))
 }
 
 impl ReplayArgs {
