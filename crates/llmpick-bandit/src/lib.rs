@@ -21,6 +21,7 @@ pub mod c2mabv;
 pub mod cascade;
 pub mod chance;
 pub mod direct;
+pub mod drift;
 mod exact;
 mod learner;
 pub mod lp;

@@ -6,6 +6,10 @@
 //! estimate and settles about seven times faster; *stateless Q-learning* keeps exploring with
 //! a decaying ε. What they know changes with feedback alone: an arm becomes known with its
 //! first feedback, and until then it gets an equal share of the draws.
+//!
+//! A learner that has converged locks: its arm answers every request of its context, and one or
+//! two graded answers in a hundred are enough to watch it. When their rewards fall
+//! ([`drift`](crate::drift)), or an arm joins, it unlocks and learns again.
 
 use std::collections::BTreeMap;
 
@@ -13,6 +17,7 @@ use rand::RngCore;
 use serde::{Deserialize, Serialize};
 
 use crate::chance::{below, pick};
+use crate::drift::{DriftConfig, Watch};
 use crate::stats::Tally;
 use crate::{Choice, ConfigError, Learner, NoArm, Observation, Question, UnsoundState, exact};
 
@@ -112,8 +117,11 @@ pub enum Method {
         /// Scored pulls of each arm before anything moves.
         warm_up: u32,
     },
-    /// Q_i += α(R − Q_i), ε-greedy with ε_t = max(ε_min, ε_0·dᵗ), Q optimistic at first.
+    /// Q_i += α(R − Q_i), ε-greedy with ε_t = max(ε_min, ε_0·dᵗ).
     QLearning {
+        /// Q of an arm nobody has tried, in [0, 1], in units of R_max; 1 is optimistic and makes
+        /// sure that every arm is tried.
+        start: f64,
         /// α in (0, 1].
         alpha: f64,
         /// ε_0 in [0, 1].
@@ -135,8 +143,9 @@ impl Method {
     /// Q-learning with the reference settings.
     pub fn q_learning() -> Self {
         Method::QLearning {
+            start: 1.0,
             alpha: 0.1,
-            epsilon: 0.2,
+            epsilon: 0.25,
             decay: 0.99,
             epsilon_min: 0.01,
         }
@@ -149,11 +158,13 @@ impl Method {
         match self {
             Method::Automaton { step } | Method::Pursuit { step, .. } => share("b", step),
             Method::QLearning {
+                start,
                 alpha,
                 epsilon,
                 decay,
                 epsilon_min,
             } => {
+                ConfigError::check("q_start", start, 0.0..=1.0, "between 0 and 1")?;
                 share("alpha", alpha)?;
                 share("epsilon_decay", decay)?;
                 ConfigError::check("epsilon", epsilon, 0.0..=1.0, "between 0 and 1")?;
@@ -163,13 +174,34 @@ impl Method {
     }
 }
 
+/// How one learner learns, settles and wakes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Manner {
+    /// Who learns.
+    pub method: Method,
+    /// Stays with the arm it converged to.
+    pub lock: bool,
+    /// What unlocks it; `None` locks for good.
+    pub drift: Option<DriftConfig>,
+}
+
+impl Default for Manner {
+    fn default() -> Self {
+        Self {
+            method: Method::default(),
+            lock: true,
+            drift: Some(DriftConfig::default()),
+        }
+    }
+}
+
 /// Settings of the learner.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PickLlmConfig {
     /// What is rewarded.
     pub reward: RewardConfig,
-    /// Who learns.
-    pub method: Method,
+    /// How it is learnt.
+    pub manner: Manner,
     /// One learner per context, which begins with half of what the pool believes.
     pub contexts: bool,
 }
@@ -178,7 +210,7 @@ impl Default for PickLlmConfig {
     fn default() -> Self {
         Self {
             reward: RewardConfig::default(),
-            method: Method::default(),
+            manner: Manner::default(),
             contexts: true,
         }
     }
@@ -206,6 +238,16 @@ pub struct Knowledge {
     /// For how many steps the greedy arm has not changed.
     steady: u32,
     greedy: Option<String>,
+    /// The arm it stays with. Absent in states from before it was kept: found again with the
+    /// next reward.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    locked: Option<String>,
+    /// Watches the rewards of the locked arm.
+    #[serde(default, skip_serializing_if = "Watch::is_new")]
+    watch: Watch,
+    /// How often drift has unlocked it.
+    #[serde(default)]
+    woken: u64,
 }
 
 /// What the calls of one arm were like, for a score that comes later than its call.
@@ -251,7 +293,10 @@ impl PickLlm {
     /// A learner that knows nothing yet.
     pub fn new(config: PickLlmConfig) -> Result<Self, ConfigError> {
         config.reward.check()?;
-        config.method.check()?;
+        config.manner.method.check()?;
+        if let Some(drift) = &config.manner.drift {
+            drift.check()?;
+        }
         Ok(Self {
             config,
             state: State::default(),
@@ -270,6 +315,12 @@ impl PickLlm {
         }
         self.state = state;
         Ok(())
+    }
+
+    /// The arm that answers every request of this context until further notice. Its answers need
+    /// hardly any scoring then: one or two in a hundred show whether it still deserves it.
+    pub fn settled(&self, context: &str) -> Option<&str> {
+        self.knowledge(context).locked.as_deref()
     }
 
     fn knowledge(&self, context: &str) -> &Knowledge {
@@ -314,7 +365,7 @@ impl Learner for PickLlm {
         let arms = question.eligible()?;
         let ids: Vec<&str> = arms.iter().map(|&k| question.arms[k].id).collect();
         let knowledge = self.knowledge(question.context);
-        let policy = knowledge.policy(&ids, self.config.method);
+        let policy = knowledge.policy(&ids, &self.config.manner);
         let i = pick(&policy.p, rng).unwrap_or_else(|| below(arms.len(), rng));
         let mut marginals = vec![0.0; question.arms.len()];
         for (&k, &p) in arms.iter().zip(&policy.p) {
@@ -323,9 +374,13 @@ impl Learner for PickLlm {
         let arm = knowledge.arms.get(ids[i]);
         let reason = match arm.and_then(|arm| Some((arm, arm.reward.mean()?))) {
             None => format!("not yet known, tried with probability {:.2}", policy.p[i]),
+            Some((arm, mean)) if policy.settled => format!(
+                "settled, so 1 or 2 scores in 100 are enough; mean reward {mean:.2} of {:.0} scores",
+                arm.reward.count
+            ),
             Some((arm, mean)) => format!(
-                "{}, probability {:.2}, mean reward {mean:.2} of {:.0} scores",
-                policy.state, policy.p[i], arm.reward.count
+                "learning, probability {:.2}, mean reward {mean:.2} of {:.0} scores",
+                policy.p[i], arm.reward.count
             ),
         };
         Ok(Choice {
@@ -344,29 +399,35 @@ impl Learner for PickLlm {
             self.state.largest_cost = self.state.largest_cost.max(cost);
         }
         let reward = self.reward(observation);
-        let calls = self
-            .state
-            .calls
-            .entry(observation.arm.to_owned())
-            .or_default();
-        if let Some(cost) = observation.paid() {
-            calls.cost.push(cost);
+        let manner = self.config.manner;
+        let State {
+            pool,
+            contexts,
+            calls,
+            ..
+        } = &mut self.state;
+        // Names are copied for strangers only: an update of what is known allocates nothing.
+        if !calls.contains_key(observation.arm) {
+            calls.insert(observation.arm.to_owned(), Calls::default());
         }
-        if let Some(latency) = measured(observation.latency_ms) {
-            calls.latency.push(latency);
+        if let Some(calls) = calls.get_mut(observation.arm) {
+            if let Some(cost) = observation.paid() {
+                calls.cost.push(cost);
+            }
+            if let Some(latency) = measured(observation.latency_ms) {
+                calls.latency.push(latency);
+            }
         }
-        let method = self.config.method;
-        let State { pool, contexts, .. } = &mut self.state;
         if self.config.contexts && !observation.context.is_empty() {
             let room = contexts.len() < MAX_CONTEXTS;
             if room && !contexts.contains_key(observation.context) {
-                contexts.insert(observation.context.to_owned(), pool.softened());
+                contexts.insert(observation.context.to_owned(), pool.softened(manner.method));
             }
             if let Some(own) = contexts.get_mut(observation.context) {
-                own.learn(observation.arm, reward, method);
+                own.learn(observation.arm, reward, &manner);
             }
         }
-        pool.learn(observation.arm, reward, method);
+        pool.learn(observation.arm, reward, &manner);
     }
 }
 
@@ -377,34 +438,40 @@ pub struct Policy {
     pub p: Vec<f64>,
     /// True once it has converged to one arm: scoring need not be paid for any longer.
     pub settled: bool,
-    /// The same in a word, for people.
-    pub state: &'static str,
 }
 
 impl Knowledge {
     fn is_sound(&self) -> bool {
         let share = |x: f64| (0.0..=1.0 + 1e-6).contains(&x);
         let sound = |arm: &Arm| share(arm.p) && share(arm.q) && arm.reward.is_sound(1.0);
-        self.arms.values().all(sound)
+        self.watch.is_sound() && self.arms.values().all(sound)
     }
 
     /// The probabilities of these arms; does not change what is known.
-    pub fn policy(&self, ids: &[&str], method: Method) -> Policy {
+    pub fn policy(&self, ids: &[&str], manner: &Manner) -> Policy {
+        let method = manner.method;
         let known: Vec<Option<&Arm>> = ids.iter().map(|id| self.arms.get(*id)).collect();
         let strangers = known.iter().filter(|arm| arm.is_none()).count();
+        let locked = self.locked.as_deref().filter(|_| manner.lock);
+        if let Some(i) = locked.and_then(|id| ids.iter().position(|i| *i == id))
+            && strangers == 0
+            && ids.len() > 1
+        {
+            return Policy::certain(ids.len(), i);
+        }
         let (p, learnt) = match method {
             Method::Automaton { .. } => (self.automaton(&known, strangers), strangers == 0),
             Method::Pursuit { warm_up, .. } => self.pursuit(&known, strangers, warm_up),
-            Method::QLearning { .. } => {
-                let (p, settled) = self.q_policy(ids, &known, strangers, method);
-                return Policy::new(p, settled);
-            }
+            Method::QLearning { .. } => (self.q_policy(&known, method), false),
         };
-        // An arm that is alone, or the last one to warm up, is certain but proves nothing.
-        let settled = learnt && ids.len() > 1 && p.iter().any(|p| *p >= CONVERGED);
-        // Locked for the rest of the session: the crumbs of the others go to the one.
-        let p = if settled { vertex(&p) } else { p };
-        Policy::new(p, settled)
+        // Converged among the arms that are here, although one that is away is as good. An arm
+        // that is alone, or the last one to warm up, is certain but proves nothing.
+        let sure = p.iter().position(|p| *p >= CONVERGED);
+        match sure.filter(|_| manner.lock && learnt && ids.len() > 1) {
+            // The crumbs of the others go to the one.
+            Some(i) => Policy::certain(ids.len(), i),
+            None => Policy { p, settled: false },
+        }
     }
 
     /// P conditioned on the arms at hand; a stranger gets an equal share of the draws.
@@ -436,80 +503,131 @@ impl Knowledge {
         (shares.collect(), false)
     }
 
-    fn q_policy(
-        &self,
-        ids: &[&str],
-        known: &[Option<&Arm>],
-        strangers: usize,
-        method: Method,
-    ) -> (Vec<f64>, bool) {
+    fn q_policy(&self, known: &[Option<&Arm>], method: Method) -> Vec<f64> {
         let epsilon = method.epsilon(self.steps);
-        // A stranger is as good as can be: the optimistic start.
-        let q: Vec<f64> = known
-            .iter()
-            .map(|arm| arm.map_or(1.0, |arm| arm.q))
-            .collect();
-        let best = q.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let ties = q.iter().filter(|q| **q == best).count() as f64;
-        let explore = epsilon / q.len() as f64;
+        let q = |arm: &Option<&Arm>| arm.map_or(method.start(), |arm| arm.q);
+        let best = known.iter().map(q).fold(f64::NEG_INFINITY, f64::max);
+        let ties = known.iter().filter(|arm| q(arm) == best).count() as f64;
+        let explore = epsilon / known.len() as f64;
         let greedy = (1.0 - epsilon) / ties;
-        let p: Vec<f64> = q
-            .iter()
-            .map(|&q| explore + if q == best { greedy } else { 0.0 })
-            .collect();
-        let here = self
-            .greedy
-            .as_deref()
-            .and_then(|id| ids.iter().position(|i| *i == id));
-        match here {
-            Some(i)
-                if strangers == 0
-                    && self.steady >= STEADY_ROUNDS
-                    && method.exhausted(self.steps) =>
-            {
-                let mut locked = vec![0.0; p.len()];
-                locked[i] = 1.0;
-                (locked, true)
-            }
-            _ => (p, false),
-        }
+        let share = |arm| explore + if q(arm) == best { greedy } else { 0.0 };
+        known.iter().map(share).collect()
     }
 
     /// Learns r of one arm; an arm becomes known even where nothing was graded.
-    pub fn learn(&mut self, id: &str, reward: Option<f64>, method: Method) {
-        self.meet(id);
+    pub fn learn(&mut self, id: &str, reward: Option<f64>, manner: &Manner) {
+        let method = manner.method;
+        self.meet(id, method);
         let Some(r) = reward else { return };
         self.steps = self.steps.saturating_add(1);
         if let Some(arm) = self.arms.get_mut(id) {
             arm.reward.push(r);
         }
         match method {
-            Method::Automaton { step } => self.shift(id, step * r),
+            Method::Automaton { step } => self.shift(|key| key == id, step * r),
             Method::Pursuit { step, warm_up } => {
                 let warm = |arm: &Arm| arm.reward.count >= f64::from(warm_up);
                 if self.arms.values().all(warm)
                     && let Some(best) = self.best(|arm| arm.reward.mean().unwrap_or(0.0))
                 {
-                    self.shift(&best, step);
+                    let mut place = 0;
+                    self.shift(
+                        |_| {
+                            place += 1;
+                            place == best + 1
+                        },
+                        step,
+                    );
                 }
             }
             Method::QLearning { alpha, .. } => {
                 if let Some(arm) = self.arms.get_mut(id) {
                     arm.q += alpha * (r - arm.q);
                 }
-                let best = self.best(|arm| arm.q);
-                self.steady = if best == self.greedy {
-                    self.steady.saturating_add(1)
-                } else {
-                    0
-                };
-                self.greedy = best;
+                self.follow();
+            }
+        }
+        self.settle(id, r, manner);
+    }
+
+    /// Locks when it has converged; once locked, watches the rewards of that arm. Where these
+    /// rewards themselves make it converge to another arm, it moves there.
+    fn settle(&mut self, id: &str, r: f64, manner: &Manner) {
+        if !manner.lock {
+            return;
+        }
+        let mut locked = self.locked.take();
+        let now = self.converged(manner.method);
+        if now.is_some() && now != locked.as_ref() {
+            match (&mut locked, now) {
+                // Into the room of the old name.
+                (Some(locked), Some(now)) => locked.clone_from(now),
+                (locked, now) => *locked = now.cloned(),
+            }
+            self.watch = Watch::default();
+        }
+        self.locked = locked;
+        let Some(drift) = &manner.drift else { return };
+        if self.locked.as_deref() == Some(id) && self.watch.push(r, drift) {
+            self.wake(manner.method);
+        }
+    }
+
+    /// The one arm it has converged to, if it has.
+    fn converged(&self, method: Method) -> Option<&String> {
+        if self.arms.len() < 2 {
+            return None;
+        }
+        match method {
+            Method::QLearning { .. } => {
+                let steady = self.steady >= STEADY_ROUNDS && method.exhausted(self.steps);
+                self.greedy.as_ref().filter(|_| steady)
+            }
+            Method::Automaton { .. } | Method::Pursuit { .. } => {
+                let sure = self.arms.iter().find(|(_, arm)| arm.p >= CONVERGED);
+                sure.map(|(id, _)| id)
             }
         }
     }
 
-    /// A new arm joins with the share of one of many; the others keep their proportions.
-    fn meet(&mut self, id: &str) {
+    /// What was learnt no longer holds: all arms are equal again, and P, Q and ε start afresh.
+    fn wake(&mut self, method: Method) {
+        let n = self.arms.len() as f64;
+        for arm in self.arms.values_mut() {
+            *arm = Arm {
+                p: 1.0 / n,
+                q: method.start(),
+                reward: Tally::default(),
+            };
+        }
+        self.unlock();
+        (self.steps, self.steady, self.greedy) = (0, 0, None);
+        self.woken += 1;
+    }
+
+    fn unlock(&mut self) {
+        (self.locked, self.watch) = (None, Watch::default());
+    }
+
+    /// Notes for how long the greedy arm has been the same.
+    fn follow(&mut self) {
+        let best = self.best(|arm| arm.q);
+        let best = best.and_then(|place| self.arms.keys().nth(place));
+        if best == self.greedy.as_ref() {
+            self.steady = self.steady.saturating_add(1);
+            return;
+        }
+        self.steady = 0;
+        match (&mut self.greedy, best) {
+            // Into the room of the old name.
+            (Some(greedy), Some(best)) => greedy.clone_from(best),
+            (greedy, best) => *greedy = best.cloned(),
+        }
+    }
+
+    /// A new arm joins with the share of one of many; the others keep their proportions, and
+    /// what was settled is open again.
+    fn meet(&mut self, id: &str, method: Method) {
         if self.arms.contains_key(id) {
             return;
         }
@@ -519,51 +637,53 @@ impl Knowledge {
         }
         let newcomer = Arm {
             p: 1.0 / (n + 1.0),
-            q: 1.0,
+            q: method.start(),
             reward: Tally::default(),
         };
         self.arms.insert(id.to_owned(), newcomer);
+        self.unlock();
     }
 
     /// P ← P + s(e_i − P): reward-inaction with s = b·r, pursuit with s = b.
-    fn shift(&mut self, id: &str, s: f64) {
+    fn shift(&mut self, mut is_goal: impl FnMut(&str) -> bool, s: f64) {
         for (key, arm) in &mut self.arms {
-            let goal = if key == id { 1.0 } else { 0.0 };
+            let goal = if is_goal(key) { 1.0 } else { 0.0 };
             arm.p += s * (goal - arm.p);
         }
     }
 
-    /// The first arm, by name, of the largest value.
-    fn best(&self, value: impl Fn(&Arm) -> f64) -> Option<String> {
-        let mut best: Option<(&String, f64)> = None;
-        for (id, arm) in &self.arms {
+    /// The place of the first arm, by name, of the largest value.
+    fn best(&self, value: impl Fn(&Arm) -> f64) -> Option<usize> {
+        let mut best: Option<(usize, f64)> = None;
+        for (place, arm) in self.arms.values().enumerate() {
             let x = value(arm);
             if best.is_none_or(|(_, most)| x > most) {
-                best = Some((id, x));
+                best = Some((place, x));
             }
         }
-        best.map(|(id, _)| id.clone())
+        best.map(|(place, _)| place)
     }
 
     /// Where a context begins: half of what the pool believes, half ignorance.
-    fn softened(&self) -> Knowledge {
+    fn softened(&self, method: Method) -> Knowledge {
         let mut own = self.clone();
         let n = own.arms.len() as f64;
         for arm in own.arms.values_mut() {
             arm.p = 0.5 * (arm.p + 1.0 / n);
-            arm.q = 0.5 * (arm.q + 1.0);
+            arm.q = 0.5 * (arm.q + method.start());
             arm.reward = Tally::default();
         }
-        own.steps = 0;
-        own.steady = 0;
+        own.unlock();
+        (own.steps, own.steady, own.woken) = (0, 0, 0);
         own
     }
 }
 
 impl Policy {
-    fn new(p: Vec<f64>, settled: bool) -> Self {
-        let state = if settled { "settled" } else { "learning" };
-        Self { p, settled, state }
+    fn certain(arms: usize, i: usize) -> Self {
+        let mut p = vec![0.0; arms];
+        p[i] = 1.0;
+        Self { p, settled: true }
     }
 }
 
@@ -578,6 +698,14 @@ impl Method {
                 ..
             } => (epsilon * power(decay, steps)).max(epsilon_min),
             _ => 0.0,
+        }
+    }
+
+    /// Q of an arm nobody has tried.
+    fn start(self) -> f64 {
+        match self {
+            Method::QLearning { start, .. } => start,
+            _ => 1.0,
         }
     }
 
@@ -598,10 +726,4 @@ fn power(mut x: f64, mut n: u64) -> f64 {
         n >>= 1;
     }
     product
-}
-
-fn vertex(p: &[f64]) -> Vec<f64> {
-    p.iter()
-        .map(|p| f64::from(u8::from(*p >= CONVERGED)))
-        .collect()
 }

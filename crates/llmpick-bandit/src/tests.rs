@@ -8,7 +8,8 @@ use crate::budget::BudgetMode;
 use crate::c2mabv::{C2mabv, C2mabvConfig, CostRow, CostScale};
 use crate::cascade::Order;
 use crate::chance::{coin, normal, seeded, unit};
-use crate::pickllm::{Knowledge, Method, PickLlm, PickLlmConfig, RewardConfig};
+use crate::drift::DriftConfig;
+use crate::pickllm::{Knowledge, Manner, Method, PickLlm, PickLlmConfig, RewardConfig};
 use crate::stats::{Delta, TableConfig};
 use crate::{ArmView, Choice, Learner, Mode, Observation, Question, awc, suc};
 
@@ -622,7 +623,7 @@ fn settings_out_of_range_are_refused_with_a_sentence() {
     refusal(|c| c.cost_scale = CostScale::Fixed(f64::INFINITY));
     let step = Method::Automaton { step: 0.0 };
     let config = PickLlmConfig {
-        method: step,
+        manner: manner(step),
         ..PickLlmConfig::default()
     };
     assert!(PickLlm::new(config).is_err());
@@ -871,82 +872,183 @@ fn states_from_before_budgets_were_paced_can_be_read() {
 
 const PICK: [f64; 4] = [0.80, 0.65, 0.55, 0.40];
 
+fn manner(method: Method) -> Manner {
+    Manner {
+        method,
+        ..Manner::default()
+    }
+}
+
 /// One session: rewards N(mean, 0.15²) clamped to [0, 1]. The arm it settled on and the steps
 /// that took, or its most likely arm after `limit` steps.
 fn session(method: Method, limit: u32, seed: u64) -> (usize, u32) {
+    let manner = Manner {
+        // The table's Q-learners explore for all of their 500 steps.
+        lock: !matches!(method, Method::QLearning { .. }),
+        ..manner(method)
+    };
     let mut knowledge = Knowledge::default();
     let mut rng = seeded(seed);
     let ids = &NAMES[..4];
     // All arms are known from the start, as in the reference simulation.
-    ids.iter().for_each(|id| knowledge.learn(id, None, method));
+    ids.iter().for_each(|id| knowledge.learn(id, None, &manner));
     for step in 0..limit {
-        let policy = knowledge.policy(ids, method);
-        let likeliest = (0..4)
-            .max_by(|&a, &b| policy.p[a].total_cmp(&policy.p[b]))
-            .unwrap();
+        let policy = knowledge.policy(ids, &manner);
         if policy.settled {
-            return (likeliest, step);
+            return (likeliest(&policy.p), step);
         }
         let k = crate::chance::pick(&policy.p, &mut rng).unwrap();
         let reward = (PICK[k] + 0.15 * normal(&mut rng)).clamp(0.0, 1.0);
-        knowledge.learn(ids[k], Some(reward), method);
+        knowledge.learn(ids[k], Some(reward), &manner);
     }
-    let policy = knowledge.policy(ids, method);
-    let likeliest = (0..4).max_by(|&a, &b| policy.p[a].total_cmp(&policy.p[b]));
-    (likeliest.unwrap(), limit)
+    (likeliest(&knowledge.policy(ids, &manner).p), limit)
 }
 
-/// The share of 300 sessions that end with the best arm, and their median length.
-fn sessions(method: Method, limit: u32) -> (f64, u32) {
-    let ends: Vec<(usize, u32)> = (0..300).map(|seed| session(method, limit, seed)).collect();
-    let best = ends.iter().filter(|(arm, _)| *arm == 0).count() as f64 / 300.0;
+fn likeliest(p: &[f64]) -> usize {
+    let places = (0..p.len()).max_by(|&a, &b| p[a].total_cmp(&p[b]));
+    places.unwrap()
+}
+
+/// The share of many sessions that end with the best arm, and their median length.
+fn sessions(method: Method, limit: u32, count: u32) -> (f64, u32) {
+    let seeds = 0..u64::from(count);
+    let ends: Vec<(usize, u32)> = seeds.map(|seed| session(method, limit, seed)).collect();
+    let best = ends.iter().filter(|(arm, _)| *arm == 0).count();
     let mut steps: Vec<u32> = ends.iter().map(|(_, steps)| *steps).collect();
     steps.sort_unstable();
-    (best, steps[150])
+    (best as f64 / f64::from(count), steps[steps.len() / 2])
 }
 
 #[test]
-fn the_automata_reach_the_reference_table() {
+fn the_reference_table_of_pickllm() {
+    let automaton = |step| Method::Automaton { step };
+    let pursuit = |step| Method::Pursuit { step, warm_up: 5 };
+    // The table does not name its ε: 0.25·0.99ᵗ, at least 0.01, is what gives its four numbers.
+    let q = |alpha, start| Method::QLearning {
+        start,
+        alpha,
+        epsilon: 0.25,
+        decay: 0.99,
+        epsilon_min: 0.01,
+    };
     let table = [
-        (0.02, 1.00, 1255.0),
-        (0.05, 0.977, 418.0),
-        (0.1, 0.867, 170.0),
-        (0.2, 0.647, 63.0),
-        (0.3, 0.537, 38.0),
-        (0.5, 0.443, 17.0),
+        (automaton(0.02), 1.00, Some(1255)),
+        (automaton(0.05), 0.977, Some(418)),
+        (automaton(0.1), 0.867, Some(170)),
+        (automaton(0.2), 0.647, Some(63)),
+        (automaton(0.3), 0.537, Some(38)),
+        (automaton(0.5), 0.443, Some(17)),
+        (pursuit(0.05), 1.00, Some(105)),
+        (pursuit(0.1), 1.00, Some(61)),
+        (q(0.1, 0.0), 0.48, None),
+        (q(0.1, 1.0), 1.00, None),
+        (q(0.3, 0.0), 0.97, None),
+        (q(0.3, 1.0), 0.99, None),
     ];
-    for (step, best, median) in table {
-        let (share, steps) = sessions(Method::Automaton { step }, 20_000);
-        // Both are samples of 300: 4σ of their difference.
-        let sigma = (2.0 * best * (1.0 - best) / 300.0f64).sqrt().max(0.005);
+    for (method, best, median) in table {
+        let limit = if median.is_some() { 20_000 } else { 500 };
+        // The table has 300 sessions; more make our own side of the comparison sharp.
+        let count = if median.is_some_and(|steps| steps < 100) {
+            20_000
+        } else {
+            1500
+        };
+        let (share, steps) = sessions(method, limit, count);
+        println!("{method:?}: {share:.3}, reference {best}; {steps} steps, reference {median:?}");
+        // 0.03, or what the reference's own 300 sessions leave open.
+        let open = 1.5 * (best * (1.0 - best) / 300.0f64).sqrt();
         assert!(
-            (share - best).abs() < 4.0 * sigma,
-            "b={step}: {share}, not {best}"
+            (share - best).abs() <= open.max(0.03),
+            "{method:?}: {share}, not {best}"
         );
-        assert!(
-            (f64::from(steps) / median).ln().abs() < 0.2,
-            "b={step}: {steps}, not {median}"
-        );
-    }
-    assert!(sessions(Method::Automaton { step: 0.05 }, 20_000).0 >= 0.95);
-    for (step, median) in [(0.05, 105.0), (0.1, 61.0)] {
-        let (share, steps) = sessions(Method::Pursuit { step, warm_up: 5 }, 20_000);
-        assert!(share >= 0.98, "pursuit b={step}: {share}");
-        assert!(
-            (f64::from(steps) / median).ln().abs() < 0.15,
-            "b={step}: {steps}"
-        );
+        if let Some(median) = median {
+            let off = (f64::from(steps) / f64::from(median)).ln().abs();
+            assert!(off < 0.15, "{method:?}: {steps} steps, not {median}");
+        }
     }
 }
 
 #[test]
-fn optimistic_q_learning_finds_the_best_arm() {
-    let (share, _) = sessions(Method::q_learning(), 500);
-    assert!(share >= 0.97, "{share}");
+fn a_settled_learner_wakes_when_its_arm_falls_and_when_an_arm_joins() {
+    let q = Method::q_learning();
+    for method in [
+        Method::default(),
+        Method::Pursuit {
+            step: 0.1,
+            warm_up: 5,
+        },
+        q,
+    ] {
+        let mut woken = 0;
+        for seed in 0..20 {
+            let manner = manner(method);
+            let (mut knowledge, mut rng) = (Knowledge::default(), seeded(seed));
+            let mut means = PICK;
+            let mut step = |knowledge: &mut Knowledge, means: &[f64; 4], ids: &[&str]| {
+                let policy = knowledge.policy(ids, &manner);
+                let k = crate::chance::pick(&policy.p, &mut rng).unwrap();
+                let reward = (means[k] + 0.15 * normal(&mut rng)).clamp(0.0, 1.0);
+                knowledge.learn(ids[k], Some(reward), &manner);
+                policy
+            };
+            let ids = &NAMES[..4];
+            let mut settled = 0;
+            while settled < 200 {
+                settled += usize::from(step(&mut knowledge, &means, ids).settled);
+            }
+            // Nothing changed: it stays, whatever it has learnt meanwhile.
+            let first = likeliest(&knowledge.policy(ids, &manner).p);
+            // The arm it chose falls to .1; the others are now all better.
+            means[first] = 0.1;
+            let until = (0..400).find(|_| !step(&mut knowledge, &means, ids).settled);
+            assert!(
+                until.is_some_and(|steps| steps < 60),
+                "{method:?}: {until:?}"
+            );
+            for _ in 0..3000 {
+                step(&mut knowledge, &means, ids);
+            }
+            let policy = knowledge.policy(ids, &manner);
+            woken += u32::from(likeliest(&policy.p) != first);
+            if policy.settled {
+                // A fifth arm joins: all is open, and it gets its share of the draws.
+                let five = knowledge.policy(&NAMES[..5], &manner);
+                assert!(!five.settled && five.p[4] > 0.0, "{five:?}");
+                knowledge.learn(NAMES[4], None, &manner);
+                let known = knowledge.policy(&NAMES[..5], &manner);
+                assert!(!known.settled, "{known:?}");
+                assert!((known.p.iter().sum::<f64>() - 1.0).abs() < 1e-9);
+                // It goes again, and the others keep their proportions.
+                let four = knowledge.policy(ids, &manner);
+                assert_eq!(likeliest(&four.p), likeliest(&policy.p));
+                assert!((four.p.iter().sum::<f64>() - 1.0).abs() < 1e-9);
+            }
+        }
+        assert!(
+            woken >= 19,
+            "{method:?}: {woken} of 20 left the arm that fell"
+        );
+    }
+    // Without drift it locks for good; without a lock it never settles.
+    for (lock, drift) in [(true, None), (false, Some(DriftConfig::default()))] {
+        let manner = Manner {
+            method: Method::Automaton { step: 0.5 },
+            lock,
+            drift,
+        };
+        let mut knowledge = Knowledge::default();
+        knowledge.learn("b", None, &manner);
+        for t in 0..300 {
+            knowledge.learn("a", Some(if t < 100 { 1.0 } else { 0.0 }), &manner);
+        }
+        let policy = knowledge.policy(&["a", "b"], &manner);
+        assert_eq!(policy.settled, lock);
+        assert!(policy.p[0] > 0.99);
+    }
 }
 
 fn p(knowledge: &Knowledge, method: Method) -> Vec<f64> {
-    knowledge.policy(&NAMES[..4], method).p
+    knowledge.policy(&NAMES[..4], &manner(method)).p
 }
 
 #[test]
@@ -954,13 +1056,13 @@ fn an_automaton_stays_a_distribution_drifts_as_it_should_and_ignores_nothing_won
     let method = Method::Automaton { step: 0.1 };
     let mut start = Knowledge::default();
     for (k, id) in NAMES[..4].iter().enumerate() {
-        start.learn(id, None, method);
-        start.learn(id, Some(0.2 * k as f64), method);
+        start.learn(id, None, &manner(method));
+        start.learn(id, Some(0.2 * k as f64), &manner(method));
     }
     let before = p(&start, method);
     assert!((before.iter().sum::<f64>() - 1.0).abs() < 1e-12);
     let mut same = start.clone();
-    same.learn("b", Some(0.0), method);
+    same.learn("b", Some(0.0), &manner(method));
     assert_eq!(p(&same, method), before);
     // E[ΔP_k] = b·P_k(d_k − d̄), from Bernoulli rewards.
     let n = 40_000;
@@ -970,7 +1072,7 @@ fn an_automaton_stays_a_distribution_drifts_as_it_should_and_ignores_nothing_won
         let k = crate::chance::pick(&before, &mut rng).unwrap();
         let mut next = start.clone();
         let reward = f64::from(u8::from(coin(PICK[k], &mut rng)));
-        next.learn(NAMES[k], Some(reward), method);
+        next.learn(NAMES[k], Some(reward), &manner(method));
         let after = p(&next, method);
         assert!((after.iter().sum::<f64>() - 1.0).abs() < 1e-12);
         for (sum, (a, b)) in sums.iter_mut().zip(after.iter().zip(&before)) {
@@ -1014,11 +1116,12 @@ fn the_reward_keeps_its_guards() {
 
 #[test]
 fn pickllm_settles_survives_arms_that_come_and_go_and_learns_late_scores() {
+    let pursuit = Method::Pursuit {
+        step: 0.1,
+        warm_up: 5,
+    };
     let config = PickLlmConfig {
-        method: Method::Pursuit {
-            step: 0.1,
-            warm_up: 5,
-        },
+        manner: manner(pursuit),
         ..PickLlmConfig::default()
     };
     let mut learner = PickLlm::new(config).unwrap();
@@ -1040,6 +1143,12 @@ fn pickllm_settles_survives_arms_that_come_and_go_and_learns_late_scores() {
     }
     let last = last.unwrap();
     assert_eq!((last.order, last.propensity), (vec![1], 1.0));
+    assert!(
+        last.reason.contains("settled, so 1 or 2 scores"),
+        "{}",
+        last.reason
+    );
+    assert_eq!(learner.settled(""), Some("b"));
     // The settled arm falls ill: the others take over, and it comes back.
     arms[1].eligible = false;
     let question_without = question(&arms, Mode::Single, 1, f64::NAN);

@@ -126,11 +126,15 @@ impl RouterSource {
 /// What a person typed, but for the folders of a path.
 fn label(name: &str, settings: &[&str]) -> String {
     let (file, plugin) = split_plugin(name);
-    let stem = Utf8Path::new(file).file_stem().unwrap_or(file);
-    let name = stem.strip_prefix("librouter_").unwrap_or(stem);
-    let parts = [plugin.unwrap_or(name)];
+    let parts = [plugin.unwrap_or(stem(file))];
     let parts: Vec<&str> = parts.into_iter().chain(settings.iter().copied()).collect();
     parts.join(",")
+}
+
+/// A library's name without folders and `librouter_`.
+fn stem(file: &str) -> &str {
+    let stem = Utf8Path::new(file).file_stem().unwrap_or(file);
+    stem.strip_prefix("librouter_").unwrap_or(stem)
 }
 
 /// `baselines:cucb` is the plugin `cucb` of the library `baselines`.
@@ -175,13 +179,15 @@ fn config(settings: &[&str]) -> Result<String, SourceError> {
     Ok(Value::Object(object).to_string())
 }
 
-/// The one router of a library.
+/// The router of a library: its only one, or the one it is named after.
 fn only_router(library: &Library, file: &str) -> Result<String, SourceError> {
     let routers = library.plugins().iter();
     let routers = routers.filter(|info| info.kind == PluginKind::Router);
     let names: Vec<&str> = routers.map(|info| info.name.as_str()).collect();
     match names[..] {
         [name] => Ok(name.to_owned()),
+        // Of several the one that its library is named after, as in the daemon.
+        _ if names.contains(&stem(file)) => Ok(stem(file).to_owned()),
         _ => Err(SourceError::Which {
             path: library.path().to_owned(),
             file: file.to_owned(),
