@@ -46,7 +46,7 @@ fn c2mabv_keeps_the_contract() {
 
 #[test]
 fn pickllm_keeps_the_contract() {
-    check("pickllm", 1);
+    check("pickllm", 3);
 }
 
 #[test]
