@@ -4,11 +4,13 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use llmpick_core::{Arm, ArmId, Backend, ContextKey, Locality, Outcome, Price, Score, Scorer};
+use llmpick_core::{
+    Arm, ArmId, Backend, ContextKey, Locality, Outcome, Price, Scheduler, Score, Scorer,
+};
 use llmpick_dispatch::{Dispatch, DispatchError, DispatchSettings, Parts, SystemClock};
 use llmpick_ledger::{Ledger, LedgerError};
 use llmpick_plugin_host::LocalScheduler;
-use llmpick_remote::{OpenAi, OpenAiError, OpenAiOptions};
+use llmpick_remote::{OpenAi, OpenAiError, OpenAiOptions, RemoteScheduler};
 use llmpick_store::{Store, StoreError};
 use tracing::{error, warn};
 
@@ -64,6 +66,9 @@ pub enum AppError {
         #[source]
         source: OpenAiError,
     },
+    /// The scheduler on another machine.
+    #[error("prepare the scheduler of router.scheduler")]
+    Scheduler(#[source] OpenAiError),
     /// What dispatch says of the parts together.
     #[error(transparent)]
     Dispatch(#[from] DispatchError),
@@ -98,7 +103,7 @@ impl App {
             snapshot_dir: Some(settings.paths.routers().into()),
             clock: Arc::new(SystemClock::new()),
         })?;
-        dispatch.set_scheduler(Arc::new(LocalScheduler));
+        dispatch.set_scheduler(scheduler(&settings)?);
         Ok(Self {
             settings,
             store,
@@ -266,6 +271,19 @@ fn dispatch_settings(settings: &Settings) -> DispatchSettings {
         keep_prompts: settings.ledger.keep_prompts,
         select_budget: router.deadline,
         ..DispatchSettings::default()
+    }
+}
+
+/// Who draws sets: this machine, or another one as long as it answers.
+fn scheduler(settings: &Settings) -> Result<Arc<dyn Scheduler>, AppError> {
+    let here = Arc::new(LocalScheduler);
+    match &settings.router.scheduler {
+        None => Ok(here),
+        Some(options) => {
+            let remote =
+                RemoteScheduler::new(options.clone(), here).map_err(AppError::Scheduler)?;
+            Ok(Arc::new(remote))
+        }
     }
 }
 

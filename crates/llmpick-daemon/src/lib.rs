@@ -11,6 +11,7 @@ mod paths;
 pub mod plugins;
 mod reload;
 mod residency;
+mod scheduling;
 mod server;
 pub mod settings;
 mod task;

@@ -164,6 +164,32 @@ impl Ledger {
     }
 }
 
+impl Ledger {
+    /// When the last `calls` calls of an arm all failed through the arm's own fault: the time at
+    /// which the newest of them ended. `None` where any of them succeeded, or there are fewer.
+    /// Calls that their client broke off say nothing either way.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn failing_since(&self, arm: &ArmId, calls: u32) -> Result<Option<u64>, LedgerError> {
+        self.read(|conn| {
+            let ends: Vec<(bool, f64)> = conn
+                .prepare_cached(
+                    "SELECT outcome = 'ok', started_ms + coalesce(latency_ms, 0) FROM calls
+                     WHERE arm = ? AND learn AND outcome IN ('ok', 'error', 'timeout')
+                     ORDER BY id DESC LIMIT ?",
+                )?
+                .query_map(params![arm.as_str(), calls], |r| Ok((r.get(0)?, r.get(1)?)))?
+                .collect::<Result<_, _>>()?;
+            let failed = ends.len() == calls as usize && ends.iter().all(|(ok, _)| !ok);
+            Ok(ends
+                .first()
+                .filter(|_| failed)
+                .map(|(_, ended)| *ended as u64))
+        })
+    }
+}
+
 fn end_call(tx: &Transaction<'_>, call: CallId, end: &CallEnd) -> Result<(), LedgerErrorKind> {
     let (route, position, arm): (i64, u32, String) = tx
         .prepare_cached("SELECT route, position, arm FROM calls WHERE id = ? AND outcome IS NULL")?

@@ -43,5 +43,5 @@ pub use find::{find, list};
 pub use library::{Library, LoadOptions, PluginInfo, PluginKind, ProbeReport, digest_file};
 pub use lock::{LockError, Pin, PluginLock, Suspect, TrustedBy};
 pub use router::{Isolation, Rounding, RouterOptions, router};
-pub use schedule::{LocalScheduler, draw, redeal};
+pub use schedule::{LocalScheduler, draw, nth_seed, redeal};
 pub use scorer::{ScorerOptions, scorer};

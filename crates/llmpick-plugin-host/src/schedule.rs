@@ -24,6 +24,19 @@ pub fn draw(marginals: &[f64], seed: u64, most: u32) -> Vec<u32> {
     drawn.into_iter().map(|index| index as u32).collect()
 }
 
+/// The seed of the `n`-th further draw from marginals that are held: fresh chance for each, and
+/// the same again for the same seed and number. Draw 0 has the seed itself.
+pub fn nth_seed(seed: u64, n: u64) -> u64 {
+    if n == 0 {
+        return seed;
+    }
+    // SplitMix64: neighbours share nothing.
+    let mut z = seed.wrapping_add(n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
 /// Rounds here. An arm that is down is not eligible, and so the router gave it no mass; that
 /// is all there is to know of a machine's own arms, whose queues are part of their candidates.
 #[derive(Clone, Copy, Debug, Default)]

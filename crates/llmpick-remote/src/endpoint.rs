@@ -19,52 +19,15 @@ pub(crate) struct Endpoint {
 
 impl Endpoint {
     /// Reads `http(s)://host/v1` or `unix:/path/to/socket`.
-    ///
-    /// Redirects are not followed: a key must not wander to another host. Loopback and
-    /// sockets pass by any proxy of the environment.
     pub(crate) fn new(base_url: &str, silence: Duration) -> Result<Self, OpenAiError> {
-        let address = |reason: &str| OpenAiError::Address {
-            url: base_url.to_owned(),
-            reason: reason.to_owned(),
-        };
-        let builder = Client::builder()
-            .user_agent(concat!("llmpick/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(silence);
-        let (builder, base) = match base_url.strip_prefix("unix:") {
-            Some(path) if path.starts_with('/') => {
-                (unix(builder, path), Url::parse("http://localhost/v1"))
-            }
-            Some(_) => return Err(address("the path of a socket begins with /")),
-            None => (builder, Url::parse(base_url)),
-        };
-        let chat = base.map_err(|error| address(&error.to_string()))?;
-        if !matches!(chat.scheme(), "http" | "https") {
-            return Err(address("it has to begin with http://, https:// or unix:/"));
-        }
-        if !chat.username().is_empty() || chat.password().is_some() {
-            // It would end up in logs and in the ledger.
-            return Err(address("it must not contain a user or a password"));
-        }
-        let loopback = matches!(chat.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
-        let builder = if loopback {
-            builder.no_proxy()
-        } else {
-            builder
-        };
-        let below = |segments: &[&str]| {
-            let mut url = chat.clone();
-            url.path_segments_mut()
-                .map_err(|()| address("it has no path"))?
-                .pop_if_empty()
-                .extend(segments);
-            Ok(url)
-        };
+        let (builder, base) = reach(base_url, "/v1")?;
         Ok(Self {
-            text: below(&["completions"])?,
-            chat: below(&["chat", "completions"])?,
-            client: builder.build().map_err(OpenAiError::Client)?,
+            text: below(base_url, &base, &["completions"])?,
+            chat: below(base_url, &base, &["chat", "completions"])?,
+            client: builder
+                .read_timeout(silence)
+                .build()
+                .map_err(OpenAiError::Client)?,
         })
     }
 
@@ -74,6 +37,61 @@ impl Endpoint {
             Some(_) => self.chat.clone(),
             None => self.text.clone(),
         }
+    }
+}
+
+/// A client for an address, and the address; a socket's is `on_socket` of the host behind it.
+///
+/// Redirects are not followed: a key must not wander to another host. Loopback and
+/// sockets pass by any proxy of the environment.
+pub(crate) fn reach(
+    address: &str,
+    on_socket: &str,
+) -> Result<(reqwest::ClientBuilder, Url), OpenAiError> {
+    let wrong = |reason: &str| wrong(address, reason);
+    let builder = Client::builder()
+        .user_agent(concat!("llmpick/", env!("CARGO_PKG_VERSION")))
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(CONNECT_TIMEOUT);
+    let (builder, base) = match address.strip_prefix("unix:") {
+        Some(path) if path.starts_with('/') => (
+            unix(builder, path),
+            Url::parse(&format!("http://localhost{on_socket}")),
+        ),
+        Some(_) => return Err(wrong("the path of a socket begins with /")),
+        None => (builder, Url::parse(address)),
+    };
+    let base = base.map_err(|error| wrong(&error.to_string()))?;
+    if !matches!(base.scheme(), "http" | "https") {
+        return Err(wrong("it has to begin with http://, https:// or unix:/"));
+    }
+    if !base.username().is_empty() || base.password().is_some() {
+        // It would end up in logs and in the ledger.
+        return Err(wrong("it must not contain a user or a password"));
+    }
+    let loopback = matches!(base.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
+    let builder = if loopback {
+        builder.no_proxy()
+    } else {
+        builder
+    };
+    Ok((builder, base))
+}
+
+/// An address below another one.
+pub(crate) fn below(address: &str, base: &Url, segments: &[&str]) -> Result<Url, OpenAiError> {
+    let mut url = base.clone();
+    url.path_segments_mut()
+        .map_err(|()| wrong(address, "it has no path"))?
+        .pop_if_empty()
+        .extend(segments);
+    Ok(url)
+}
+
+fn wrong(address: &str, reason: &str) -> OpenAiError {
+    OpenAiError::Address {
+        url: address.to_owned(),
+        reason: reason.to_owned(),
     }
 }
 

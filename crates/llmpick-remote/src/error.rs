@@ -48,7 +48,7 @@ pub(crate) fn transport(error: reqwest::Error, timeout: Duration) -> BackendErro
 }
 
 /// The sentence of the last cause, which is the one that says something.
-fn innermost(error: &dyn Error) -> String {
+pub(crate) fn innermost(error: &dyn Error) -> String {
     let mut cause = error;
     while let Some(next) = cause.source() {
         cause = next;

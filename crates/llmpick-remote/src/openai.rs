@@ -21,6 +21,14 @@ use crate::error::{broken, in_stream, refused, retry_after, transport};
 use crate::wire::{self, Chunk};
 use crate::{OpenAiError, Secret};
 
+/// A key as the header that carries it.
+pub(crate) fn bearer(key: &Secret) -> Result<HeaderValue, OpenAiError> {
+    let text = format!("Bearer {}", key.expose());
+    let mut value = HeaderValue::from_str(&text).map_err(|_| OpenAiError::Key)?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
 /// How a provider is reached.
 #[derive(Clone, Debug)]
 pub struct OpenAiOptions {
@@ -66,15 +74,7 @@ impl OpenAi {
     /// Prepares the arm; nothing is sent before the first request.
     pub fn new(arm: Arm, options: OpenAiOptions) -> Result<Self, OpenAiError> {
         let endpoint = Endpoint::new(&options.base_url, options.timeout)?;
-        let authorization = match &options.api_key {
-            None => None,
-            Some(key) => {
-                let text = format!("Bearer {}", key.expose());
-                let mut value = HeaderValue::from_str(&text).map_err(|_| OpenAiError::Key)?;
-                value.set_sensitive(true);
-                Some(value)
-            }
-        };
+        let authorization = options.api_key.as_ref().map(bearer).transpose()?;
         Ok(Self {
             arm,
             options,

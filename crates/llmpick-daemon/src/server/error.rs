@@ -5,6 +5,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use llmpick_core::BackendError;
 use llmpick_dispatch::DispatchError;
+use llmpick_remote::schedule::{NO_ARM_FREE, UNKNOWN_SESSION};
 use serde_json::{Map, Value, json};
 
 use crate::app::sentence;
@@ -66,6 +67,21 @@ impl ApiError {
 
     pub(crate) fn not_found(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found_error", message)
+    }
+
+    /// 404: what the client thinks is held here is not.
+    pub(crate) fn unknown_session() -> Self {
+        let message = "nothing is held for this session; send its marginals again";
+        let mut error = Self::not_found(message);
+        error.code = Some(UNKNOWN_SESSION);
+        error
+    }
+
+    /// 503: nobody can be drawn.
+    pub(crate) fn no_arm_free(message: impl Into<String>) -> Self {
+        let mut error = Self::unavailable(message);
+        error.code = Some(NO_ARM_FREE);
+        error
     }
 
     pub(crate) fn unknown_model(name: &str, known: &str) -> Self {

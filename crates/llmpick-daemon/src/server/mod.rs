@@ -7,12 +7,13 @@ mod plugins;
 mod records;
 mod reply;
 mod request;
+mod schedule;
 mod socket;
 mod task;
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
@@ -28,6 +29,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tracing::{info, warn};
 
 use crate::App;
+use crate::scheduling::Sessions;
 use crate::settings::read_secret;
 use error::ApiError;
 use guard::Guard;
@@ -86,6 +88,8 @@ pub enum ServeError {
 pub(crate) struct Serving {
     pub(crate) app: App,
     slots: Arc<Semaphore>,
+    /// What is drawn for others, where the settings want that.
+    pub(crate) sessions: Option<Mutex<Sessions>>,
     /// Seconds since 1970.
     started: u64,
 }
@@ -130,6 +134,11 @@ impl Server {
         let socket = socket::bind(&settings.socket).await?;
         let serving = Arc::new(Serving {
             slots: Arc::new(Semaphore::new(settings.max_requests)),
+            sessions: app
+                .settings()
+                .scheduler
+                .enabled
+                .then(|| Mutex::new(Sessions::new(app.settings().scheduler.sessions))),
             app,
             started: chat::now(),
         });
@@ -241,6 +250,7 @@ fn routes(serving: &Arc<Serving>) -> Router {
         .route("/llmpick/v1/arms", get(records::arms))
         .route("/llmpick/v1/plugins", get(plugins::status))
         .route("/llmpick/v1/plugins/reload", post(plugins::reload))
+        .route("/llmpick/v1/schedule", post(schedule::schedule))
         .fallback(nothing_here)
         .method_not_allowed_fallback(|| async { ApiError::method() })
         .layer(DefaultBodyLimit::max(limit))

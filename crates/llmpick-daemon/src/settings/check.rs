@@ -6,14 +6,15 @@ use camino::{Utf8Path, Utf8PathBuf};
 use llmpick_core::{ArmId, Mode, NanoDollars, Sampling, Score};
 use llmpick_engine::KvType;
 use llmpick_plugin_host::Isolation;
-use llmpick_remote::Secret;
+use llmpick_remote::{RemoteSchedulerOptions, Secret};
 use toml::Value;
 
 use super::keys::ROUTER_CONFIG;
 use super::layers::{Merged, Origin, SettingsFile};
 use super::{
     BudgetSettings, ChatSettings, ComputeSettings, LedgerSettings, PluginSettings, RemoteSettings,
-    RouterSettings, ServerSettings, Settings, SettingsError, SettingsSources, StoreSettings,
+    RouterSettings, SchedulerSettings, ServerSettings, Settings, SettingsError, SettingsSources,
+    StoreSettings,
 };
 use crate::Paths;
 
@@ -41,6 +42,7 @@ pub(super) fn check(
             keep_prompts: reader.switch("ledger.keep_prompts"),
         },
         server: reader.server()?,
+        scheduler: reader.scheduler()?,
         chat: reader.chat()?,
         remotes: reader.remotes()?,
         paths: paths.clone(),
@@ -193,6 +195,52 @@ impl Reader<'_> {
             seed: self
                 .integer("router.seed")
                 .and_then(|seed| u64::try_from(seed).ok()),
+            scheduler: self.remote_scheduler()?,
+        })
+    }
+
+    /// Who draws the sets, if that is another machine.
+    fn remote_scheduler(&self) -> Result<Option<RemoteSchedulerOptions>, SettingsError> {
+        let resend_after = self.positive("router.resend_after", 1)?;
+        let resend_tolerance = self.ranged("router.resend_tolerance", 0.0, 1.0, 0.01)?;
+        let key = "router.scheduler";
+        let Some(address) = self.text(key).filter(|text| !text.is_empty()) else {
+            return Ok(None);
+        };
+        if !is_http(address) && !address.starts_with("unix:/") {
+            let problem = "has to begin with http://, https:// or unix:/";
+            return Err(self.wrong(key, problem));
+        }
+        let file = "router.scheduler_key_file";
+        let api_key = match self.path(file) {
+            None => None,
+            Some(path) => Some(
+                read_secret(&path)
+                    .map_err(|reason| self.wrong(file, format!("cannot be used: {reason}")))?,
+            ),
+        };
+        Ok(Some(RemoteSchedulerOptions {
+            address: address.to_owned(),
+            api_key,
+            resend_after,
+            resend_tolerance,
+        }))
+    }
+
+    fn scheduler(&self) -> Result<SchedulerSettings, SettingsError> {
+        let cool_down = self.text("scheduler.cool_down").unwrap_or("30s");
+        let cool_down = parse_duration(cool_down).ok_or_else(|| {
+            self.wrong(
+                "scheduler.cool_down",
+                "takes a length of time such as \"30s\" or \"5min\"",
+            )
+        })?;
+        Ok(SchedulerSettings {
+            enabled: self.switch("scheduler.enabled"),
+            queue: self.positive("scheduler.queue", 4)?,
+            down_after: self.positive("scheduler.down_after", 3)?,
+            cool_down,
+            sessions: self.positive("scheduler.sessions", 4096)? as usize,
         })
     }
 

@@ -94,6 +94,15 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("plugins.isolation", Kind::Text),
     ("plugins.pin", Kind::Switch),
     ("plugins.watch", Kind::Switch),
+    ("router.scheduler", Kind::Text),
+    ("router.scheduler_key_file", Kind::Text),
+    ("router.resend_after", Kind::Count),
+    ("router.resend_tolerance", Kind::Number),
+    ("scheduler.enabled", Kind::Switch),
+    ("scheduler.queue", Kind::Count),
+    ("scheduler.down_after", Kind::Count),
+    ("scheduler.cool_down", Kind::Text),
+    ("scheduler.sessions", Kind::Count),
     ("budget.per_request_usd", Kind::Number),
     ("budget.limit_usd", Kind::Number),
     ("budget.window", Kind::Text),
@@ -166,10 +175,10 @@ pub(super) fn suggestion(keys: &[(&str, Kind)], name: &str) -> Option<String> {
 pub(super) fn refused_in_project(name: &str, value: &toml::Value) -> bool {
     let names_a_file = || value.as_str().is_some_and(|text| text.contains('/'));
     match name {
-        "router.paths" | "ledger.path" => true,
+        "router.paths" | "router.scheduler" | "router.scheduler_key_file" | "ledger.path" => true,
         "router.plugin" => names_a_file(),
         "pool.arms" => false,
-        _ => ["plugins.", "store.", "server.", "remote."]
+        _ => ["plugins.", "store.", "server.", "scheduler.", "remote."]
             .iter()
             .any(|prefix| name.starts_with(prefix)),
     }

@@ -16,7 +16,7 @@ use camino::Utf8PathBuf;
 use llmpick_core::{ArmId, Mode, NanoDollars, Sampling, Score};
 use llmpick_engine::KvType;
 use llmpick_plugin_host::Isolation;
-use llmpick_remote::Secret;
+use llmpick_remote::{RemoteSchedulerOptions, Secret};
 
 pub use layers::{Origin, SettingsFile};
 
@@ -62,6 +62,8 @@ pub struct Settings {
     pub ledger: LedgerSettings,
     /// The daemon.
     pub server: ServerSettings,
+    /// What the daemon draws for others.
+    pub scheduler: SchedulerSettings,
     /// How the command chats.
     pub chat: ChatSettings,
     /// Remote arms.
@@ -89,6 +91,23 @@ pub struct RouterSettings {
     pub deadline: Duration,
     /// The seed of every decision, if one is fixed.
     pub seed: Option<u64>,
+    /// Who draws the set where the router gives only probabilities; `None` is this machine.
+    pub scheduler: Option<RemoteSchedulerOptions>,
+}
+
+/// `[scheduler]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SchedulerSettings {
+    /// Whether sets are drawn for others.
+    pub enabled: bool,
+    /// Calls running or waiting that make an arm full, at least 1.
+    pub queue: u32,
+    /// Failures in a row that make an arm down, at least 1.
+    pub down_after: u32,
+    /// How long it stays down after the last of them.
+    pub cool_down: Duration,
+    /// Most sessions held, at least 1.
+    pub sessions: usize,
 }
 
 /// `[plugins]`.

@@ -16,6 +16,9 @@ pub struct ServeArgs {
     /// The unix socket instead of the settings'
     #[arg(long, value_name = "PATH")]
     socket: Option<String>,
+    /// Also draw sets for other llmpicks whose `router.scheduler` names this one
+    #[arg(long)]
+    scheduler: bool,
 }
 
 /// Serves until it is told to stop.
@@ -27,14 +30,21 @@ pub async fn run(args: ServeArgs, global: &Global, printer: Printer) -> Result<(
     if let Some(socket) = args.socket {
         overrides.push(("server.socket".to_owned(), open::toml_string(&socket)));
     }
+    if args.scheduler {
+        overrides.push(("scheduler.enabled".to_owned(), "true".to_owned()));
+    }
     let app = open::app_for_serve(global, overrides).await?;
     let server = &app.settings().server;
     let tcp = server
         .tcp
         .map(|address| format!(" and http://{address}/v1"))
         .unwrap_or_default();
+    let drawing = match app.settings().scheduler.enabled {
+        true => " and draws sets for others",
+        false => "",
+    };
     printer.note(&format!(
-        "llmpick listens on {}{tcp}; Ctrl-C stops it",
+        "llmpick listens on {}{tcp}{drawing}; Ctrl-C stops it",
         server.socket
     ));
     llmpick_daemon::serve(app)
