@@ -165,11 +165,13 @@ struct View<'a> {
 
 impl<'a> View<'a> {
     fn new(learner: &BaselineLearner, question: &'a Question<'a>, arms: Vec<usize>) -> Self {
+        let (tag, features) = (question.context, question.features);
+        let context = learner.state.context(tag, features, &learner.table);
         let stats = arms
             .iter()
             .map(|&k| {
-                let id = question.arms[k].id;
-                learner.state.arm(id, question.context, &learner.table)
+                let arm = &question.arms[k];
+                learner.state.priced(arm, context, &learner.table)
             })
             .collect();
         let n = question.size(arms.len());

@@ -187,9 +187,10 @@ impl C2mabv {
         let mut arms = question.eligible()?;
         // Ties go to the first arm of the solvers, so the order must be nobody's privilege.
         shuffle(&mut arms, rng);
+        let context = self.context(question);
         let mut bounds: Vec<Bounds> = arms
             .iter()
-            .map(|&k| self.bounds(&question.arms[k], question))
+            .map(|&k| self.bounds(&question.arms[k], context, question))
             .collect();
         let purse = self.purse(question, drawn, &mut arms, &mut bounds);
         let n = question.size(arms.len());
@@ -289,9 +290,10 @@ impl C2mabv {
     /// average round.
     fn running(&self, question: &Question<'_>) -> Running {
         let mut running = Running::default();
+        let context = self.context(question);
         for arm in question.arms.iter().filter(|arm| arm.inflight > 0) {
             let (stats, calls) = (
-                self.state.arm(arm.id, question.context, &self.config.table),
+                self.state.priced(arm, context, &self.config.table),
                 f64::from(arm.inflight),
             );
             let most = match budget::most(arm, stats.largest_cost) {
@@ -341,10 +343,17 @@ impl C2mabv {
         (solution, direct && too_many)
     }
 
+    /// The request's tag, or the cluster of its features.
+    fn context<'a>(&'a self, question: &'a Question<'_>) -> &'a str {
+        let table = &self.config.table;
+        self.state
+            .context(question.context, question.features, table)
+    }
+
     /// μ̄ and c̲ of one arm.
-    fn bounds(&self, arm: &ArmView<'_>, question: &Question<'_>) -> Bounds {
+    fn bounds(&self, arm: &ArmView<'_>, context: &str, question: &Question<'_>) -> Bounds {
         let config = &self.config;
-        let stats = self.state.arm(arm.id, question.context, &config.table);
+        let stats = self.state.priced(arm, context, &config.table);
         let t = self.state.round(&config.table);
         let delta = config.delta.at(t);
         // 0 × ∞ of an arm never pulled would be NaN; the bounds do not use the width then.

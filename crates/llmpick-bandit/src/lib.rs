@@ -20,6 +20,7 @@ pub mod budget;
 pub mod c2mabv;
 pub mod cascade;
 pub mod chance;
+pub mod cluster;
 pub mod direct;
 pub mod drift;
 mod exact;

@@ -9,8 +9,9 @@ use std::f64::consts::PI;
 
 use serde::{Deserialize, Serialize};
 
-use crate::budget::Spend;
-use crate::{ConfigError, Observation, UnsoundState, exact};
+use crate::budget::{Spend, known};
+use crate::cluster::{ClusterConfig, Clusters};
+use crate::{ArmView, ConfigError, Observation, UnsoundState, exact};
 
 /// Contexts an arm keeps statistics for; later ones are answered from the pool, so that a
 /// client that invents tags cannot grow the state without bound.
@@ -170,8 +171,66 @@ impl ArmStats {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Record {
     pool: ArmStats,
+    #[serde(default, skip_serializing_if = "Tokens::is_none")]
+    tokens: Tokens,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     contexts: BTreeMap<String, ArmStats>,
+}
+
+/// What calls of known length cost: what they would cost at another price.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Tokens {
+    #[serde(with = "exact")]
+    prompt: f64,
+    #[serde(with = "exact")]
+    completion: f64,
+    /// What was paid for them.
+    #[serde(with = "exact")]
+    cost: f64,
+}
+
+/// Prices that explain the costs within this are the prices that were paid: a cost may hold
+/// more than tokens, and what a local machine charges for one wavers.
+const SAME_PRICE: f64 = 0.1;
+
+impl Tokens {
+    fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn push(&mut self, observation: &Observation<'_>, cost: f64) {
+        let prompt = f64::from(observation.prompt_tokens);
+        let completion = f64::from(observation.completion_tokens);
+        if prompt + completion > 0.0 {
+            self.prompt += prompt;
+            self.completion += completion;
+            self.cost += cost;
+        }
+    }
+
+    fn discount(&mut self, gamma: f64) {
+        self.prompt *= gamma;
+        self.completion *= gamma;
+        self.cost *= gamma;
+    }
+
+    fn is_sound(&self) -> bool {
+        let amounts = [self.prompt, self.completion, self.cost];
+        amounts.iter().all(|x| x.is_finite() && *x >= 0.0)
+    }
+
+    /// What the same calls would cost at today's prices, in units of what they did cost; 1 where
+    /// that is about the same, or unknown.
+    fn change(&self, arm: &ArmView<'_>) -> f64 {
+        let Some((price_in, price_out)) = known(arm.price_in).zip(known(arm.price_out)) else {
+            return 1.0;
+        };
+        let now = (price_in * self.prompt + price_out * self.completion) / 1e6;
+        if now <= 0.0 || self.cost <= 0.0 || (now / self.cost - 1.0).abs() <= SAME_PRICE {
+            return 1.0;
+        }
+        now / self.cost
+    }
 }
 
 /// How a [`Table`] keeps its numbers.
@@ -182,6 +241,8 @@ pub struct TableConfig {
     /// At most so many observations from other contexts support a context's own; `None`
     /// keeps one pool for all contexts.
     pub shrinkage: Option<f64>,
+    /// Requests with a feature vector have its cluster for a context, rather than their tag.
+    pub clusters: Option<ClusterConfig>,
 }
 
 impl Default for TableConfig {
@@ -189,6 +250,7 @@ impl Default for TableConfig {
         Self {
             discount: 1.0,
             shrinkage: Some(50.0),
+            clusters: None,
         }
     }
 }
@@ -201,6 +263,9 @@ impl TableConfig {
             0.5..=1.0,
             "between 0.5 and 1 (1 forgets nothing)",
         )?;
+        if let Some(clusters) = &self.clusters {
+            clusters.check()?;
+        }
         self.shrinkage.map_or(Ok(()), |shrinkage| {
             ConfigError::check("shrinkage", shrinkage, 0.0..=1e9, "a number from 0 to 1e9")
         })
@@ -215,6 +280,8 @@ pub struct Table {
     /// Absent in states from before budgets were paced: they begin to count at nothing.
     #[serde(default)]
     spend: Spend,
+    #[serde(default, skip_serializing_if = "Clusters::is_new")]
+    clusters: Clusters,
     arms: BTreeMap<String, Record>,
 }
 
@@ -232,9 +299,10 @@ impl Table {
     /// Refuses numbers that no observations lead to, such as a snapshot somebody edited.
     pub fn check(self) -> Result<Self, UnsoundState> {
         let sound = |record: &Record| {
-            record.pool.is_sound() && record.contexts.values().all(ArmStats::is_sound)
+            let contexts = record.contexts.values().all(ArmStats::is_sound);
+            record.pool.is_sound() && record.tokens.is_sound() && contexts
         };
-        if self.spend.is_sound() && self.arms.values().all(sound) {
+        if self.spend.is_sound() && self.clusters.is_sound() && self.arms.values().all(sound) {
             Ok(self)
         } else {
             Err(UnsoundState)
@@ -252,6 +320,14 @@ impl Table {
         }
     }
 
+    /// The context of a request with this tag and these features.
+    pub fn context<'a>(&'a self, tag: &'a str, features: &[f32], config: &TableConfig) -> &'a str {
+        let cluster = config
+            .clusters
+            .and_then(|_| self.clusters.context(features));
+        cluster.unwrap_or(tag)
+    }
+
     /// Updates exactly the arm that was observed, μ̂ ← (T μ̂ + X)/(T + 1) and likewise ĉ;
     /// a completed round first discounts all.
     pub fn observe(&mut self, observation: &Observation<'_>, config: &TableConfig) {
@@ -266,23 +342,33 @@ impl Table {
                 self.discount(config.discount);
             }
         }
+        if let Some(clusters) = &config.clusters
+            && observation.completes_round()
+        {
+            self.clusters.observe(observation.features, clusters);
+        }
         if !self.arms.contains_key(observation.arm) {
             self.arms
                 .insert(observation.arm.to_owned(), Record::default());
         }
+        let cluster = config
+            .clusters
+            .and_then(|_| self.clusters.context(observation.features));
+        let context = cluster.unwrap_or(observation.context);
         let Some(record) = self.arms.get_mut(observation.arm) else {
             return;
         };
         record.pool.push(reward, cost);
+        if let Some(cost) = cost {
+            record.tokens.push(observation, cost);
+        }
         if config.shrinkage.is_some() {
-            if let Some(stats) = record.contexts.get_mut(observation.context) {
+            if let Some(stats) = record.contexts.get_mut(context) {
                 stats.push(reward, cost);
             } else if record.contexts.len() < MAX_CONTEXTS {
                 let mut stats = ArmStats::default();
                 stats.push(reward, cost);
-                record
-                    .contexts
-                    .insert(observation.context.to_owned(), stats);
+                record.contexts.insert(context.to_owned(), stats);
             }
         }
     }
@@ -303,9 +389,22 @@ impl Table {
         }
     }
 
+    /// What is known of an arm in a context, its costs at today's prices: when a price changes,
+    /// what was learnt of the length of its answers stays.
+    pub fn priced(&self, arm: &ArmView<'_>, context: &str, config: &TableConfig) -> ArmStats {
+        let mut stats = self.arm(arm.id, context, config);
+        if let Some(record) = self.arms.get(arm.id) {
+            let change = record.tokens.change(arm);
+            stats.cost.sum *= change;
+            stats.largest_cost *= change;
+        }
+        stats
+    }
+
     fn discount(&mut self, gamma: f64) {
         for record in self.arms.values_mut() {
             record.pool.discount(gamma);
+            record.tokens.discount(gamma);
             for stats in record.contexts.values_mut() {
                 stats.discount(gamma);
             }
@@ -426,10 +525,51 @@ mod tests {
     }
 
     #[test]
+    fn a_new_price_scales_what_was_learnt_of_the_cost() {
+        let config = TableConfig::default();
+        let mut table = Table::default();
+        let call = |cost| Observation {
+            prompt_tokens: 1000,
+            completion_tokens: 500,
+            ..seen("a", 0, cost, Some(0.5))
+        };
+        // 1 and 4 dollars per million: 0.001 + 0.002.
+        (0..100).for_each(|_| table.observe(&call(0.003), &config));
+        let arm = |price_in, price_out| ArmView {
+            price_in,
+            price_out,
+            ..ArmView::stranger("a")
+        };
+        let mean = |table: &Table, arm: ArmView<'_>| {
+            let stats = table.priced(&arm, "", &config);
+            (stats.cost.mean().unwrap() * 1e6).round() / 1e6
+        };
+        assert_eq!(mean(&table, arm(1.0, 4.0)), 0.003);
+        assert_eq!(mean(&table, arm(0.5, 2.0)), 0.0015);
+        assert_eq!(mean(&table, arm(1.0, 10.0)), 0.006);
+        let largest = table.priced(&arm(0.5, 2.0), "", &config).largest_cost;
+        assert!((largest - 0.0015).abs() < 1e-12, "{largest}");
+        assert_eq!(
+            table.priced(&arm(0.5, 2.0), "", &config).reward.count,
+            100.0
+        );
+        // A little more than the tokens explain, or an unknown price: what was paid counts.
+        assert_eq!(mean(&table, arm(0.95, 3.8)), 0.003);
+        assert_eq!(mean(&table, arm(f64::NAN, 2.0)), 0.003);
+        // At the new price for a while: still right.
+        (0..50).for_each(|_| table.observe(&call(0.0015), &config));
+        assert_eq!(mean(&table, arm(0.5, 2.0)), 0.0015);
+        let text = serde_json::to_string(&table).unwrap();
+        let again: Table = serde_json::from_str(&text).unwrap();
+        assert_eq!(again.check().unwrap(), table);
+    }
+
+    #[test]
     fn a_context_leans_on_the_pool_until_it_knows_better() {
         let config = TableConfig {
             discount: 1.0,
             shrinkage: Some(10.0),
+            clusters: None,
         };
         let mut table = Table::default();
         for _ in 0..1000 {

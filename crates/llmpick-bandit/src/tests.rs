@@ -8,6 +8,7 @@ use crate::budget::BudgetMode;
 use crate::c2mabv::{C2mabv, C2mabvConfig, CostRow, CostScale};
 use crate::cascade::Order;
 use crate::chance::{coin, normal, seeded, unit};
+use crate::cluster::ClusterConfig;
 use crate::drift::DriftConfig;
 use crate::pickllm::{Knowledge, Manner, Method, PickLlm, PickLlmConfig, RewardConfig};
 use crate::stats::{Delta, TableConfig};
@@ -866,6 +867,108 @@ fn states_from_before_budgets_were_paced_can_be_read() {
     // What was not counted is neither a debt nor savings.
     assert_eq!(again.state().spend().saved(1.0), 0.0);
     assert_eq!(again.state().rounds(), learner.state().rounds());
+}
+
+// ---- Contexts -------------------------------------------------------------------------------
+
+/// Two kinds of requests, each good for one of two arms, told apart by their features alone.
+/// The mean reward of the last 1000 of 3000 rounds.
+fn two_kinds(clusters: Option<ClusterConfig>, seed: u64) -> (f64, C2mabv) {
+    let table = TableConfig {
+        clusters,
+        ..TableConfig::default()
+    };
+    let config = C2mabvConfig {
+        table,
+        ..C2mabvConfig::default()
+    };
+    let mut learner = C2mabv::new(config).unwrap();
+    let arms = views(3);
+    let (mut chance, mut rng, mut late) = (seeded(seed), seeded(seed + 100), 0.0);
+    for t in 0..3000 {
+        let kind = usize::from(coin(0.5, &mut chance));
+        let noise = |at: f64, chance: &mut Pcg64Mcg| (at + 0.2 * normal(chance)) as f32;
+        let features = [
+            noise(kind as f64, &mut chance),
+            noise(1.0 - kind as f64, &mut chance),
+            noise(0.3, &mut chance),
+        ];
+        let question = Question {
+            features: &features,
+            ..question(&arms, Mode::Single, 1, f64::NAN)
+        };
+        let k = learner.select(&question, &mut rng).unwrap().order[0];
+        let mean = [[0.9, 0.3], [0.3, 0.9], [0.65, 0.65]][k][kind];
+        late += if t >= 2000 { mean / 1000.0 } else { 0.0 };
+        let score = Some(f64::from(u8::from(coin(mean, &mut chance))));
+        learner.observe(&Observation {
+            features: &features,
+            ..seen(NAMES[k], 0, 0.1, score)
+        });
+    }
+    (late, learner)
+}
+
+#[test]
+fn clusters_of_features_are_contexts() {
+    let of = |clusters| (1..=3).map(|seed| two_kinds(clusters, seed).0).sum::<f64>() / 3.0;
+    let (blind, clustered) = (of(None), of(Some(ClusterConfig::default())));
+    // Without features the third arm is the best there is.
+    assert!((0.6..0.68).contains(&blind), "{blind}");
+    assert!(clustered > 0.8, "{clustered} against {blind}");
+    // A snapshot brings clusters back, bit for bit; a request without features gets the pool.
+    let (_, learner) = two_kinds(Some(ClusterConfig::default()), 1);
+    let text = serde_json::to_string(learner.state()).unwrap();
+    let mut again = two_kinds(Some(ClusterConfig::default()), 2).1;
+    again.restore(serde_json::from_str(&text).unwrap()).unwrap();
+    assert_eq!(again, learner);
+    let arms = views(3);
+    let plain = question(&arms, Mode::Single, 1, f64::NAN);
+    assert!(learner.select(&plain, &mut seeded(1)).is_ok());
+}
+
+#[test]
+fn arms_come_go_and_change_price_and_nothing_learnt_is_lost() {
+    let arm = |id: &'static str, price| ArmView {
+        price_in: price,
+        price_out: price,
+        ..ArmView::stranger(id)
+    };
+    let call = |id: &'static str, cost, score| Observation {
+        prompt_tokens: 100,
+        completion_tokens: 100,
+        ..seen(id, 0, cost, Some(score))
+    };
+    let mut learner = C2mabv::new(sure()).unwrap();
+    for _ in 0..100 {
+        learner.observe(&call("good", 0.004, 0.9)); // 20 dollars per million
+        learner.observe(&call("poor", 0.001, 0.5)); // 5 dollars per million
+    }
+    let marginals = |learner: &C2mabv, arms: &[ArmView<'_>]| {
+        let question = question(arms, Mode::Single, 1, 0.0025);
+        let choice = learner.select(&question, &mut seeded(1)).unwrap();
+        let rounded = choice.marginals.iter().map(|z| (z * 1e9).round() / 1e9);
+        rounded.collect::<Vec<f64>>()
+    };
+    let both = [arm("good", 20.0), arm("poor", 5.0)];
+    assert_eq!(marginals(&learner, &both), [0.5, 0.5]);
+    // The good one at half the price is affordable at once, at twice the price less so.
+    assert_eq!(
+        marginals(&learner, &[arm("good", 10.0), arm("poor", 5.0)]),
+        [1.0, 0.0]
+    );
+    let dearer = marginals(&learner, &[arm("good", 40.0), arm("poor", 5.0)]);
+    assert!((dearer[0] - 1.5 / 7.0).abs() < 1e-6, "{dearer:?}");
+    // A stranger comes and is tried; it goes, and all is as before. So for one that was away.
+    let three = [arm("good", 20.0), arm("new", 5.0), arm("poor", 5.0)];
+    assert!(marginals(&learner, &three)[1] > 0.0);
+    learner.observe(&call("new", 0.001, 0.0));
+    assert_eq!(marginals(&learner, &both), [0.5, 0.5]);
+    assert_eq!(marginals(&learner, &both[1..]), [1.0]);
+    assert_eq!(
+        marginals(&learner, &[arm("poor", 5.0), arm("good", 20.0)]),
+        [0.5, 0.5]
+    );
 }
 
 // ---- PickLLM ------------------------------------------------------------------------------

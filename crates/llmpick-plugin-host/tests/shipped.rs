@@ -41,7 +41,7 @@ fn check(library: &str, routers: usize) {
 
 #[test]
 fn c2mabv_keeps_the_contract() {
-    check("c2mabv", 1);
+    check("c2mabv", 2);
 }
 
 #[test]

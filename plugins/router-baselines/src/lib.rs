@@ -84,6 +84,7 @@ fn table(discount: f64, shrinkage: &NumberOr) -> Result<TableConfig> {
     Ok(TableConfig {
         discount,
         shrinkage: shrinkage.or_word("shrinkage", "pooled")?,
+        clusters: None,
     })
 }
 

@@ -1,15 +1,20 @@
 //! Router plugin `c2mabv`: the set of arms that is worth its money, under a long-term budget,
-//! for any-win, sum-up and all-in (C2MAB-V, arXiv 2405.16587). The mathematics and their tests
-//! are in `llmpick-bandit`.
+//! for any-win, sum-up and all-in (C2MAB-V, arXiv 2405.16587); and `c2mabv-features`, the same
+//! with contexts from feature vectors. What a plugin needs is fixed when it is loaded, so the
+//! one that needs no features never sees any. The mathematics and their tests are in
+//! `llmpick-bandit`.
 
 #[path = "../../bridge.rs"]
 mod bridge;
+
+use std::marker::PhantomData;
 
 use bridge::NumberOr;
 use llmpick_bandit::awc::Method;
 use llmpick_bandit::budget::BudgetMode;
 use llmpick_bandit::c2mabv::{C2mabv, C2mabvConfig, CostRow, CostScale, Relaxation};
 use llmpick_bandit::cascade::Order;
+use llmpick_bandit::cluster::ClusterConfig;
 use llmpick_bandit::stats::{Delta, TableConfig};
 use llmpick_bandit::{Learner, chance};
 use llmpick_plugin_sdk::{
@@ -18,28 +23,54 @@ use llmpick_plugin_sdk::{
 };
 use serde::Deserialize;
 
-export_plugins!(router Router);
+export_plugins!(router Router<Tags>, router Router<Features>);
 
-struct Router {
+/// Where contexts come from.
+trait Variant: Send + 'static {
+    const NAME: &'static str;
+    const DESCRIPTION: &'static str;
+    const CAPS: u64;
+}
+
+struct Tags;
+
+impl Variant for Tags {
+    const NAME: &'static str = "c2mabv";
+    const DESCRIPTION: &'static str =
+        "Learns which set of arms is worth its cost, under a budget (C2MAB-V)";
+    const CAPS: u64 = caps::MULTI_SELECT;
+}
+
+struct Features;
+
+impl Variant for Features {
+    const NAME: &'static str = "c2mabv-features";
+    const DESCRIPTION: &'static str = "c2mabv, learning apart what its feature vectors tell apart";
+    const CAPS: u64 = caps::MULTI_SELECT | caps::NEEDS_FEATURES;
+}
+
+struct Router<V> {
+    variant: PhantomData<V>,
     learner: C2mabv,
     budget: Option<f64>,
     rounding: Rounding,
 }
 
-impl RouterPlugin for Router {
+impl<V: Variant> RouterPlugin for Router<V> {
     type Config = RawConfig;
-    const NAME: &'static str = "c2mabv";
-    const DESCRIPTION: &'static str =
-        "Learns which set of arms is worth its cost, under a budget (C2MAB-V)";
+    const NAME: &'static str = V::NAME;
+    const DESCRIPTION: &'static str = V::DESCRIPTION;
     const CONFIG_SCHEMA: &'static str = include_str!("config.schema.json");
     const STATE_VERSION: u32 = 1;
-    const CAPS: u64 = caps::MULTI_SELECT;
+    const CAPS: u64 = V::CAPS;
 
     fn create(raw: RawConfig, _: Host) -> Result<Self> {
+        let needs_features = V::CAPS & caps::NEEDS_FEATURES != 0;
         Ok(Self {
+            variant: PhantomData,
             budget: raw.checked_budget()?,
             rounding: raw.rounding,
-            learner: C2mabv::new(raw.checked()?).map_err(bridge::refuse)?,
+            learner: C2mabv::new(raw.checked(needs_features)?).map_err(bridge::refuse)?,
         })
     }
 
@@ -89,6 +120,8 @@ struct RawConfig {
     horizon: Option<u64>,
     discount: f64,
     shrinkage: NumberOr,
+    clusters: Option<u32>,
+    cluster_radius: Option<f64>,
     cost_scale: NumberOr,
     awc: Awc,
     greedy_steps: u32,
@@ -155,6 +188,8 @@ impl Default for RawConfig {
             horizon: None,
             discount: 1.0,
             shrinkage: NumberOr::Number(50.0),
+            clusters: None,
+            cluster_radius: None,
             cost_scale: NumberOr::Word("own".to_owned()),
             awc: Awc::Auto,
             greedy_steps: 10,
@@ -169,7 +204,7 @@ impl Default for RawConfig {
 }
 
 impl RawConfig {
-    fn checked(&self) -> Result<C2mabvConfig> {
+    fn checked(&self, needs_features: bool) -> Result<C2mabvConfig> {
         if self.cost_row == Row::Expected {
             self.check_expected_row()?;
         }
@@ -184,6 +219,7 @@ impl RawConfig {
             table: TableConfig {
                 discount: self.discount,
                 shrinkage: self.shrinkage.or_word("shrinkage", "pooled")?,
+                clusters: self.clusters(needs_features)?,
             },
             cost_scale: self.checked_cost_scale()?,
             awc: match self.awc {
@@ -206,6 +242,21 @@ impl RawConfig {
                 KeepBudget::Hard => BudgetMode::Hard,
             },
         })
+    }
+
+    /// The clusters of a plugin that sees features.
+    fn clusters(&self, needs_features: bool) -> Result<Option<ClusterConfig>> {
+        let given = self.clusters.is_some() || self.cluster_radius.is_some();
+        if given && !needs_features {
+            return Err(Error::config(
+                "`clusters` and `cluster_radius` are for the router c2mabv-features",
+            ));
+        }
+        let default = ClusterConfig::default();
+        Ok(needs_features.then_some(ClusterConfig {
+            most: self.clusters.unwrap_or(default.most),
+            radius: self.cluster_radius.unwrap_or(default.radius),
+        }))
     }
 
     /// A mix of cascades is no matter of marginals, nor of one best set.

@@ -62,8 +62,8 @@ fn settings(budget: f64, shuffles: u32) -> ReplaySettings {
 
 fn play(table: &Table, settings: &ReplaySettings, baseline: Baseline) -> ReplayReport {
     let pooled = TableConfig {
-        discount: 1.0,
         shrinkage: None,
+        ..TableConfig::default()
     };
     let learner = BaselineLearner::new(baseline, pooled).unwrap();
     let watch = Watch::default();
