@@ -638,7 +638,10 @@ impl Reader<'_> {
         };
         let width = shape.width;
         let down = self.view(&name("ffn_down.weight"))?;
-        let wide = down.dims.last().copied().unwrap_or_default();
+        let wide = shape
+            .feed_width
+            .or(down.dims.last().copied())
+            .unwrap_or_default();
         let (q, kv) = (shape.query_width(), shape.kv_width());
         let [query, key, value] = match shape.fused {
             true => self.linears(&name("attn_qkv"), [q, kv, kv], width)?,

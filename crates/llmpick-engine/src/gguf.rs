@@ -23,8 +23,34 @@ use crate::error::LoadErrorKind;
 
 /// A checked file: its header, and its bytes as memory.
 pub(crate) struct Gguf {
-    pub map: Arc<FileMap>,
+    pub map: Arc<Bytes>,
     pub content: Content,
+}
+
+/// A file's bytes.
+pub(crate) enum Bytes {
+    Map(FileMap),
+    /// A file that was never on a disk.
+    Memory(Vec<u8>),
+}
+
+impl AsRef<[u8]> for Bytes {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Bytes::Map(map) => map.as_ref(),
+            Bytes::Memory(bytes) => bytes,
+        }
+    }
+}
+
+impl Bytes {
+    /// Gives the memory of a part that was read back to the system, where it can be read
+    /// again.
+    pub fn release(&self, range: Range<usize>) {
+        if let Bytes::Map(map) = self {
+            map.release(range);
+        }
+    }
 }
 
 /// One tensor of a checked file.
@@ -57,7 +83,16 @@ impl Gguf {
                 start: "nothing: it is empty".to_owned(),
             });
         }
-        let map = Arc::new(FileMap::new(&file).map_err(LoadErrorKind::Io)?);
+        Self::over(Bytes::Map(FileMap::new(&file).map_err(LoadErrorKind::Io)?))
+    }
+
+    /// Checks a file that is in memory already.
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, LoadErrorKind> {
+        Self::over(Bytes::Memory(bytes))
+    }
+
+    fn over(bytes: Bytes) -> Result<Self, LoadErrorKind> {
+        let map = Arc::new(bytes);
         let bytes = (*map).as_ref();
         check(bytes)?;
         let content = Content::read(&mut Cursor::new(bytes))
@@ -140,8 +175,15 @@ fn check(bytes: &[u8]) -> Result<(), LoadErrorKind> {
     let tensors = walk.u64("the number of tensors")?;
     let pairs = walk.u64("the number of settings")?;
     let mut alignment = 32u64;
+    let mut keys = HashSet::new();
     for _ in 0..pairs {
         let key = walk.string("a setting's name")?;
+        if !keys.insert(key) {
+            return Err(LoadErrorKind::Malformed(format!(
+                "two settings are called `{}`",
+                String::from_utf8_lossy(key)
+            )));
+        }
         let kind = walk.u32("a setting's type")?;
         if key == b"general.alignment" {
             // Only the type that the format prescribes; candle would take others.
@@ -178,6 +220,18 @@ fn check(bytes: &[u8]) -> Result<(), LoadErrorKind> {
     }
     let data = (walk.at as u64).next_multiple_of(alignment);
     let actual = bytes.len() as u64;
+    // A small file whose tensors are all the same bytes would be a large model.
+    ends.sort_by_key(|(_, offset, _)| *offset);
+    for pair in ends.windows(2) {
+        let [(first, offset, size), (second, next, _)] = pair else {
+            continue;
+        };
+        if offset.saturating_add(*size) > *next {
+            return Err(LoadErrorKind::Malformed(format!(
+                "the tensors `{first}` and `{second}` share bytes"
+            )));
+        }
+    }
     for (name, offset, size) in ends {
         let needed = data
             .checked_add(offset)

@@ -13,6 +13,8 @@ mod bench;
 mod decoder;
 mod device;
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 mod gguf;
 mod info;
 mod likelihood;

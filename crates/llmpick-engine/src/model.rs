@@ -85,14 +85,30 @@ impl Model {
 
     fn load(path: &Path, options: &EngineOptions) -> Result<Model, LoadErrorKind> {
         let started = Instant::now();
-        let gguf = Gguf::open(path)?;
+        Self::from_gguf(&Gguf::open(path)?, path, options, started)
+    }
+
+    /// Reads a file that is in memory, as it would from a disk.
+    pub(crate) fn from_bytes(bytes: Vec<u8>, options: &EngineOptions) -> Result<Model, LoadError> {
+        let path = Path::new("memory.gguf");
+        Gguf::from_bytes(bytes)
+            .and_then(|gguf| Self::from_gguf(&gguf, path, options, Instant::now()))
+            .map_err(|kind| LoadError::new(path, kind))
+    }
+
+    fn from_gguf(
+        gguf: &Gguf,
+        path: &Path,
+        options: &EngineOptions,
+        started: Instant,
+    ) -> Result<Model, LoadErrorKind> {
         let shape = Shape::from_metadata(gguf.metadata())?;
-        let info = describe(path, &gguf, &shape)?;
+        let info = describe(path, gguf, &shape)?;
         let context = options
             .max_context
             .map_or(info.context_tokens, |most| most.min(info.context_tokens))
             .max(1);
-        check_memory(&gguf, &shape, context, options)?;
+        check_memory(gguf, &shape, context, options)?;
         let tokenizer = Tokenizer::from_gguf(gguf.metadata()).map_err(LoadErrorKind::Tokenizer)?;
         if tokenizer.vocab_size() > info.vocab as usize {
             return Err(LoadErrorKind::Malformed(format!(
@@ -115,7 +131,7 @@ impl Model {
             kv_type: options.kv_type,
             memory_limit: options.memory_limit,
         };
-        let decoder = Decoder::load(&gguf, shape, Arc::clone(&device), &options)?;
+        let decoder = Decoder::load(gguf, shape, Arc::clone(&device), &options)?;
         Ok(Model {
             front: Arc::new(Front {
                 info,
@@ -533,7 +549,8 @@ fn check_memory(
     let weights = (*gguf.map).as_ref().len() as u64;
     let counted = context.min(2048);
     let working = 64 << 20;
-    let needed = weights + shape.cache_bytes(options.kv_type, counted as usize) + working;
+    let cache = shape.cache_bytes(options.kv_type, counted as usize);
+    let needed = cache.saturating_add(weights + working);
     let free = [memory::available(), options.memory_limit]
         .into_iter()
         .flatten()

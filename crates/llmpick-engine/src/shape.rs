@@ -28,6 +28,8 @@ pub(crate) struct Shape {
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
+    /// Values between gate and down, where the file says so.
+    pub feed_width: Option<usize>,
     /// Positions the model was trained for.
     pub context: usize,
     /// Added under the root of every norm.
@@ -136,6 +138,7 @@ impl Shape {
             heads,
             kv_heads,
             head_dim,
+            feed_width: keys.optional_count("feed_forward_length")?,
             context,
             epsilon: keys.required_float("attention.layer_norm_rms_epsilon")? as f32,
             rope_kind: match family {
@@ -289,9 +292,10 @@ impl Shape {
         (0..self.layers)
             .map(|layer| {
                 let kept = self.kept_of(layer).unwrap_or(positions).min(positions);
-                each * kept as u64
+                each.saturating_mul(kept as u64)
             })
-            .sum()
+            // Asked before it is known that the file has these layers.
+            .fold(0, u64::saturating_add)
     }
 
     /// The positions that a layer's cache keeps; none: all.

@@ -20,7 +20,7 @@ use std::time::{Duration, SystemTime};
 use candle_core::quantized::gguf_file;
 use llmpick_core::{Message, Role};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value, ValueKind};
+use minijinja::value::{DynObject, Kwargs, ObjectRepr, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
 
 use crate::tokens::{Tokenizer, TokenizerError};
@@ -59,6 +59,9 @@ pub enum TemplateError {
     /// The template does not end.
     #[error("lay out the conversation: the model's chat template takes too many steps")]
     TooManySteps,
+    /// The template writes far more than it was given.
+    #[error("lay out the conversation: the model's chat template writes too much")]
+    TooMuchText,
     /// The template fails.
     #[error("lay out the conversation: the model's chat template fails on line {line}: {what}")]
     Run {
@@ -144,9 +147,10 @@ impl ChatTemplate {
         environment
             .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_filter("tojson", to_json);
+        environment.add_filter(BOUNDED, bounded);
         environment.add_function("raise_exception", raise_exception);
         environment
-            .add_template_owned("chat", without_generation_tags(source))
+            .add_template_owned("chat", prepared(source))
             .map_err(|error| syntax_error(&error))?;
         let mut template = Self {
             environment,
@@ -304,7 +308,39 @@ impl ChatTemplate {
             ("tools", Value::from(())),
             ("documents", Value::from(())),
         ]);
-        environment.get_template("chat")?.render(context)
+        // Real templates write each content once or twice.
+        let given: usize = contents.iter().map(|content| content.len()).sum();
+        let mut text = Limited {
+            text: Vec::new(),
+            room: (1 << 20) + 16 * given,
+        };
+        environment
+            .get_template("chat")?
+            .render_captured_to(context, &mut text)?;
+        String::from_utf8(text.text)
+            .map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))
+    }
+}
+
+/// Takes text until there is no more room: steps are counted, and one step may write a
+/// list of lists of lists.
+struct Limited {
+    text: Vec<u8>,
+    room: usize,
+}
+
+impl std::io::Write for Limited {
+    fn write(&mut self, part: &[u8]) -> std::io::Result<usize> {
+        if part.len() > self.room {
+            return Err(std::io::ErrorKind::WriteZero.into());
+        }
+        self.room -= part.len();
+        self.text.extend_from_slice(part);
+        Ok(part.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -389,6 +425,9 @@ fn failure(error: &Error, contents: &[&str]) -> TemplateError {
     if error.kind() == ErrorKind::OutOfFuel {
         return TemplateError::TooManySteps;
     }
+    if error.kind() == ErrorKind::WriteFailure || error.detail() == Some(GREW) {
+        return TemplateError::TooMuchText;
+    }
     if let Some(message) = error
         .detail()
         .and_then(|detail| detail.strip_prefix(RAISED))
@@ -434,35 +473,147 @@ fn token_text(
     }
 }
 
+/// A template as it is given to the library.
+///
 /// `{% generation %}` only marks text for training. An `if` that is always true keeps the
-/// white space around it as it was.
-fn without_generation_tags(source: &str) -> String {
+/// white space around it as it was. What `{% set %}` assigns goes through [`bounded`].
+fn prepared(source: &str) -> String {
     let mut result = String::with_capacity(source.len());
     let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else {
+    let mut raw = false;
+    let opening = |text: &str| ["{%", "{#", "{{"].iter().filter_map(|o| text.find(o)).min();
+    while let Some(start) = opening(rest) {
+        result.push_str(&rest[..start]);
+        rest = &rest[start..];
+        let Some(length) = tag_length(rest) else {
             break;
         };
-        let tag = &rest[start + 2..start + length];
-        let word = tag.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
-        result.push_str(&rest[..start]);
-        match word {
-            "generation" => {
-                result.push_str("{%");
-                result.push_str(&tag.replace("generation", "if true"));
-                result.push_str("%}");
-            }
-            "endgeneration" => {
-                result.push_str("{%");
-                result.push_str(&tag.replace("endgeneration", "endif"));
-                result.push_str("%}");
-            }
-            _ => result.push_str(&rest[start..start + length + 2]),
+        let (tag, after) = rest.split_at(length);
+        rest = after;
+        if !tag.starts_with("{%") {
+            result.push_str(tag);
+            continue;
         }
-        rest = &rest[start + length + 2..];
+        let inner = &tag[2..tag.len() - 2];
+        let is_sign = |c: char| c.is_whitespace() || c == '-' || c == '+';
+        let words = inner.trim_matches(is_sign);
+        match words {
+            "raw" => raw = true,
+            "endraw" => raw = false,
+            _ => {}
+        }
+        match (words, assigned(inner)) {
+            _ if raw => result.push_str(tag),
+            ("generation", _) => result.push_str(&tag.replace("generation", "if true")),
+            ("endgeneration", _) => result.push_str(&tag.replace("endgeneration", "endif")),
+            (_, Some((at, inside))) => {
+                let value = inner[at..].trim_end_matches(is_sign);
+                let sign = &inner[at + value.len()..];
+                result.push_str("{%");
+                result.push_str(&inner[..at]);
+                result.push_str(&format!("({value})|{BOUNDED}({inside}){sign}%}}"));
+            }
+            _ => result.push_str(tag),
+        }
     }
     result.push_str(rest);
     result
+}
+
+/// Bytes of the tag, expression or comment that `text` begins with. What a quoted text in
+/// it says ends nothing, and neither do the braces of an object in an expression.
+fn tag_length(text: &str) -> Option<usize> {
+    if text.starts_with("{#") {
+        return text.find("#}").map(|at| at + 2);
+    }
+    let bytes = text.as_bytes();
+    let closing = match text.starts_with("{%") {
+        true => b'%',
+        false => b'}',
+    };
+    let (mut quote, mut open) = (None, 0usize);
+    let mut at = 2;
+    while at < bytes.len() {
+        match (quote, bytes[at]) {
+            (Some(_), b'\\') => at += 1,
+            (Some(mark), byte) if byte == mark => quote = None,
+            (None, mark @ (b'"' | b'\'')) => quote = Some(mark),
+            (None, byte) if byte == closing && bytes.get(at + 1) == Some(&b'}') && open == 0 => {
+                return Some(at + 2);
+            }
+            (None, b'{') if closing == b'}' => open += 1,
+            (None, b'}') => open = open.saturating_sub(1),
+            _ => {}
+        }
+        at += 1;
+    }
+    None
+}
+
+/// Where the value begins in the inside of a tag that assigns one, and whether it goes
+/// inside of another.
+fn assigned(inner: &str) -> Option<(usize, bool)> {
+    let words = inner.trim_start_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
+    let target = words.strip_prefix("set")?;
+    if !target.starts_with(char::is_whitespace) {
+        return None;
+    }
+    let (name, value) = target.split_once('=')?;
+    // `{% set x | filter(a=1) %}` begins a block and has no value.
+    let is_target = |c: char| c.is_alphanumeric() || c.is_whitespace() || "._,()".contains(c);
+    name.chars()
+        .all(is_target)
+        .then(|| (inner.len() - value.len(), name.contains('.')))
+}
+
+const BOUNDED: &str = "__bounded";
+
+/// A value that may be assigned. Steps are counted, but one step may double a text, wrap
+/// a list into a list, or put a namespace into itself; forty, some thousand or one of
+/// these take all memory, or all of the stack once the value is written or dropped.
+///
+/// A namespace may be assigned to a name, and not `inside` of another: only they change
+/// after they are made, so nothing else can come to hold itself.
+fn bounded(value: Value, inside: bool) -> Result<Value, Error> {
+    let mut nodes = 1 << 16;
+    let named = !inside && value.as_object().is_some_and(is_namespace);
+    match named || fits(&value, 16, &mut nodes) {
+        true => Ok(value),
+        false => Err(Error::new(ErrorKind::InvalidOperation, GREW)),
+    }
+}
+
+const GREW: &str = "a value grows too large";
+
+fn is_namespace(object: &DynObject) -> bool {
+    object.type_name().ends_with("Namespace")
+}
+
+fn fits(value: &Value, depth: usize, nodes: &mut usize) -> bool {
+    *nodes = nodes.saturating_sub(1);
+    if *nodes == 0 || depth == 0 {
+        return false;
+    }
+    if let Some(text) = value.as_str() {
+        return text.len() <= 16 << 20;
+    }
+    let Some(object) = value.as_object() else {
+        return true;
+    };
+    if is_namespace(object) {
+        return false;
+    }
+    match object.repr() {
+        ObjectRepr::Map => object
+            .try_iter_pairs()
+            .is_none_or(|mut pairs| pairs.all(|(_, value)| fits(&value, depth - 1, nodes))),
+        // Slices and repetitions are iterators that begin anew each time.
+        ObjectRepr::Seq | ObjectRepr::Iterable => object
+            .try_iter()
+            .is_none_or(|mut values| values.all(|value| fits(&value, depth - 1, nodes))),
+        // Macros and such have nothing inside.
+        _ => true,
+    }
 }
 
 /// `tojson` as Python's `json.dumps(…, ensure_ascii=False)` writes it, which is what
@@ -680,7 +831,7 @@ mod tests {
     #[test]
     fn generation_tags_go_and_their_white_space_marks_stay() {
         assert_eq!(
-            without_generation_tags("a{%- generation -%} b {% endgeneration %}{{ '{%' }}"),
+            prepared("a{%- generation -%} b {% endgeneration %}{{ '{%' }}"),
             "a{%- if true -%} b {% endif %}{{ '{%' }}"
         );
     }

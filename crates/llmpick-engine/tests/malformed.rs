@@ -7,8 +7,11 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use candle_core::quantized::GgmlDType;
+use candle_core::quantized::gguf_file::{Content, Value};
 use common::tiny::Tiny;
-use llmpick_engine::{EngineOptions, LoadErrorKind, Model, read_info};
+use llmpick_core::{GenerateRequest, Message, Prompt, Sampling};
+use llmpick_engine::{EngineError, EngineOptions, LoadErrorKind, Model, read_info};
 use rand::{Rng, SeedableRng};
 use rand_pcg::Pcg64;
 
@@ -202,4 +205,212 @@ fn a_real_header_without_weights_is_cut_short() {
             assert!(kind.to_string().contains("fetch it again"), "{kind}");
         }
     }
+}
+
+/// A tiny llama that says something else about itself.
+fn with(key: &'static str, value: Value) -> Result<Model, LoadErrorKind> {
+    let tiny = Tiny {
+        more: vec![(key, value)],
+        ..Tiny::new("llama")
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = tiny.write(folder.path());
+    Model::open(&path, &EngineOptions::default()).map_err(|error| error.kind)
+}
+
+#[test]
+fn settings_that_contradict_the_tensors_or_sense_are_refused() {
+    assert!(with("block_count", Value::U32(3)).is_ok());
+    let text = |text: &str| Value::String(text.to_owned());
+    for (key, value) in [
+        ("block_count", Value::U32(0)),
+        ("block_count", Value::U32(2)),
+        ("block_count", Value::U32(4)),
+        ("block_count", Value::U32(0xFF_FFFF)),
+        ("block_count", Value::U64(u64::MAX)),
+        ("block_count", Value::I32(-1)),
+        ("block_count", text("three")),
+        ("embedding_length", Value::U32(0)),
+        ("embedding_length", Value::U32(32)),
+        ("embedding_length", Value::U32(0xFF_FFFF)),
+        ("feed_forward_length", Value::U32(95)),
+        ("attention.head_count", Value::U32(0)),
+        ("attention.head_count", Value::U32(3)),
+        ("attention.head_count", Value::U32(0xFF_FFFF)),
+        ("attention.head_count_kv", Value::U32(3)),
+        ("attention.head_count_kv", Value::U32(4)),
+        ("attention.key_length", Value::U32(8)),
+        ("attention.key_length", Value::U32(0xFF_FFFF)),
+        ("attention.value_length", Value::U32(8)),
+        ("attention.sliding_window", Value::U32(u32::MAX)),
+        ("context_length", Value::U32(0)),
+        ("context_length", text("long")),
+        ("attention.layer_norm_rms_epsilon", Value::F32(f32::NAN)),
+        ("attention.layer_norm_rms_epsilon", Value::F32(0.0)),
+        ("attention.layer_norm_rms_epsilon", Value::U32(1)),
+        ("attention.scale", Value::F32(f32::NAN)),
+        ("attention.scale", Value::F32(-1.0)),
+        ("attn_logit_softcapping", Value::F32(0.0)),
+        ("final_logit_softcapping", Value::F32(f32::INFINITY)),
+        ("rope.freq_base", Value::F32(0.0)),
+        ("rope.freq_base", Value::F32(f32::INFINITY)),
+        ("rope.dimension_count", Value::U32(15)),
+        ("rope.dimension_count", Value::U32(18)),
+        ("rope.scaling.factor", Value::F32(0.0)),
+        ("rope.scaling.factor", Value::F32(f32::NAN)),
+        ("rope.scaling.type", text("dynamic")),
+        ("rope.scaling.original_context_length", Value::U32(0)),
+        ("rope.scaling.attn_factor", Value::F32(1.5)),
+        ("expert_count", Value::U32(8)),
+    ] {
+        let Err(kind) = with(key, value.clone()) else {
+            panic!("{key} = {value:?} was taken");
+        };
+        assert!(
+            matches!(
+                kind,
+                LoadErrorKind::Malformed(_)
+                    | LoadErrorKind::Feature(_)
+                    | LoadErrorKind::Memory { .. }
+            ),
+            "{key} = {value:?}: {kind:?}"
+        );
+    }
+}
+
+#[test]
+fn tensors_of_the_wrong_kind_are_refused() {
+    let with_vector = |name: &'static str, values: Vec<f32>| {
+        let tiny = Tiny {
+            vectors: vec![(name, values)],
+            ..Tiny::new("llama")
+        };
+        let folder = tempfile::tempdir().unwrap();
+        refusal(&tiny.write(folder.path())).to_string()
+    };
+    for (name, values, said) in [
+        ("rope_freqs.weight", vec![1.0; 7], "has the shape [7]"),
+        ("rope_freqs.weight", vec![0.0; 8], "is not positive"),
+        ("rope_freqs.weight", vec![f32::NAN; 8], "not finite"),
+        ("rope_factors_long.weight", vec![1.0; 8], "not for both"),
+        ("blk.0.attn_q.bias", vec![1.0; 63], "has the shape [63]"),
+        (
+            "blk.0.ffn_gate_inp.weight",
+            vec![1.0; 64],
+            "do not have here",
+        ),
+        ("blk.3.attn_norm.weight", vec![1.0; 64], "do not have here"),
+        ("blk.0.attn_qkv.weight", vec![1.0; 64], "do not have here"),
+    ] {
+        let message = with_vector(name, values);
+        assert!(message.contains(said), "{name}: {message}");
+    }
+}
+
+/// Where a tensor's bytes begin in a file.
+fn place_of(file: &[u8], name: &str) -> usize {
+    let content = Content::read(&mut std::io::Cursor::new(file)).unwrap();
+    (content.tensor_data_offset + content.tensor_infos[name].offset) as usize
+}
+
+#[test]
+fn numbers_that_are_none_are_refused_or_reported() {
+    for dtype in [
+        GgmlDType::F32,
+        GgmlDType::F16,
+        GgmlDType::Q8_0,
+        GgmlDType::Q4_1,
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let tiny = Tiny {
+            dtype,
+            ..Tiny::new("llama")
+        };
+        let good = fs::read(tiny.write(folder.path())).unwrap();
+        let path = folder.path().join("changed.gguf");
+        let damage = |name: &str, at: usize| {
+            let mut bytes = good.clone();
+            // NaN as a float, as a half, and as the scale of a block.
+            let start = place_of(&good, name) + at;
+            let nan = f32::NAN.to_le_bytes();
+            match dtype {
+                GgmlDType::F32 => bytes[start..start + 4].copy_from_slice(&nan),
+                _ => bytes[start..start + 2].copy_from_slice(&0x7E01u16.to_le_bytes()),
+            }
+            fs::write(&path, bytes).unwrap();
+        };
+        for name in [
+            "blk.1.attn_k.weight",
+            "blk.0.ffn_down.weight",
+            "output.weight",
+        ] {
+            damage(name, 0);
+            let kind = refusal(&path);
+            let said = kind.to_string();
+            assert!(
+                matches!(kind, LoadErrorKind::Malformed(_)) && said.contains(name),
+                "{dtype:?} {name}: {said}"
+            );
+        }
+        if dtype == GgmlDType::F32 {
+            damage("blk.2.attn_norm.weight", 8);
+            assert!(matches!(refusal(&path), LoadErrorKind::Malformed(_)));
+        }
+        // Rows of embeddings are read when a token needs them, and not before.
+        let row = common::tiny::WIDTH / dtype.block_size() * dtype.type_size();
+        damage("token_embd.weight", row * usize::from(b'e'));
+        let mut model = Model::open(&path, &EngineOptions::default()).unwrap();
+        let ask = |model: &mut Model, text: &str| {
+            let request = GenerateRequest {
+                sampling: Sampling::greedy(),
+                max_tokens: Some(1),
+                ..GenerateRequest::new(Prompt::Text(text.to_owned()))
+            };
+            model.generate(&request, &|| false, &mut |_| {}).map(drop)
+        };
+        ask(&mut model, "abc").unwrap();
+        let error = ask(&mut model, "abcde").unwrap_err();
+        assert!(
+            matches!(&error, EngineError::Fault(what) if what.contains("token 101")),
+            "{dtype:?}: {error}"
+        );
+    }
+}
+
+#[test]
+fn bytes_and_settings_are_said_once() {
+    let bench = Bench::new();
+    // The second tensor where the first is.
+    let name = b"blk.1.ffn_up.weight";
+    let at = bench.find(name) + name.len() + 4 + 16 + 4;
+    let kind = bench.refusal(&bench.changed(at, &0u64.to_le_bytes()));
+    assert!(kind.to_string().contains("share bytes"), "{kind}");
+    let (one, two) = (b"llama.attention.key_length", b"llama.attention.head_count");
+    assert_eq!(one.len(), two.len());
+    let kind = bench.refusal(&bench.changed(bench.find(one), two));
+    assert!(
+        kind.to_string().contains("two settings are called"),
+        "{kind}"
+    );
+}
+
+#[test]
+fn a_template_that_loops_ends_in_a_sentence() {
+    let folder = tempfile::tempdir().unwrap();
+    let tiny = Tiny {
+        template: Some(
+            "{% for a in range(9999) %}{% for b in range(9999) %}{{ b }}{% endfor %}{% endfor %}",
+        ),
+        ..Tiny::new("llama")
+    };
+    let path = tiny.write(folder.path());
+    let mut model = Model::open(&path, &EngineOptions::default()).unwrap();
+    let chat = Prompt::Chat(vec![Message::user("hello")]);
+    let error = model
+        .generate(&GenerateRequest::new(chat), &|| false, &mut |_| {})
+        .unwrap_err();
+    let EngineError::Template(cause) = &error else {
+        panic!("{error:?}");
+    };
+    assert!(cause.to_string().contains("too many steps"), "{cause}");
 }

@@ -328,6 +328,12 @@ fn other_families_templates_run_as_in_python() {
         &[Message::user("a"), Message::user("b")],
         "a\nb\n",
     );
+    // Assignments of every form mean what they mean.
+    check(
+        "{% set x = 1 %}  {%- set a, b = (2, '%}') -%}  {% set y = x == 1 %}{% set z = 'q' if x > 3 %}{% set w %}in{{ a }}{% endset %}{% set v | replace('a', 'b') %}aa{% endset %}{% raw %}{% set k = 1 %}{% endraw %}{# {% set x = 5 %} #}{{ x }}{{ a }}{{ b }}{{ y }}{{ z }}{{ w }}{{ v }}",
+        &[Message::user("x")],
+        "{% set k = 1 %}12%}Truein2bb",
+    );
     // Python's methods, namespaces, loop controls, and tags that only mark text.
     check(
         "{% set ns = namespace(n=0) %}{% for m in messages %}{% if not m.content.strip().startswith('a') %}{% continue %}{% endif %}{% set ns.n = ns.n + 1 %}{% generation %}{{ m.get('content').strip() }}{% endgeneration %}{% endfor %}{{ ns.n }}{{ messages[-1]['content'][::-1] }}{{ 'none' if tools is none else 'some' }}",
@@ -377,6 +383,21 @@ fn templates_that_misbehave_end_with_an_error_that_keeps_the_conversation_secret
         "{% for a in range(9999) %}{% for b in range(9999) %}{{ b }}{% endfor %}{% endfor %}",
         steps,
     );
+    check(
+        "{% set l = [messages[0].content] %}{% for i in range(40) %}{{ l * 9999 }}{% endfor %}",
+        "the model's chat template writes too much",
+    );
+    for grows in [
+        "{% set x = 'ab' %}{% set x = x ~ x %}{% set x = x ~ x %}{% set x = [x] * 2000 %}{% set x = [x] * 2000 %}",
+        "{% set ns = namespace(x=messages[0].content) %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+        "{% set ns = namespace(x=[]) %}{% for i in range(5000) %}{%- set ns.x = [ns.x] -%}{% endfor %}{{ ns.x }}",
+        "{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}",
+        "{% set a = namespace() %}{% set b = namespace(a=a) %}{% set a.b = [b] %}{{ a | upper }}",
+        "{{ '{#' }}{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}{{ '#}' }}",
+        "{{ {'a': {'b': '}}'}} }}{# ' #}{% set ns = namespace() %}{%- set ns.x = {'a': ns} -%}{{ ns }}",
+    ] {
+        check(grows, "the model's chat template writes too much");
+    }
     check(
         "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(messages) }}",
         "the model's chat template fails on line 1: invalid operation",

@@ -115,6 +115,11 @@ impl Tiny {
             let template = Value::String(template.to_owned());
             all.push(("tokenizer.chat_template".to_owned(), template));
         }
+        // What is said last counts.
+        let mut seen = std::collections::HashSet::new();
+        all.reverse();
+        all.retain(|(key, _)| seen.insert(key.clone()));
+        all.reverse();
         all
     }
 
