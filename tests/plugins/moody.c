@@ -231,14 +231,10 @@ static llmpick_status restore(void *this, uint32_t version, llmpick_bytes bytes,
                               llmpick_error *err) {
   router *self = this;
   struct state state;
-<<<<<<< HEAD
-  if (version != 1) return fail(err, LLMPICK_E_STATE, "it has another version");
-=======
-  (void)version;
 #ifdef BREAKS_OVER_STATE
   return fail(err, LLMPICK_E_PANIC, "what is this");
 #endif
->>>>>>> d35b107 (daemon: the router's library is loaded anew while it serves, and keeps what it learnt)
+  if (version != STATE_VERSION) return fail(err, LLMPICK_E_STATE, "it has another version");
   if (bytes.len != sizeof state) return fail(err, LLMPICK_E_STATE, "it has the wrong length");
   memcpy(&state, bytes.ptr, sizeof state);
   if (state.magic != STATE_MAGIC || state.used > ARMS)
