@@ -224,6 +224,52 @@ fn rope_is_scaled_in_every_way() {
     check("yarn, short", &scaled("yarn", &[factor, long]));
 }
 
+/// The arithmetic of a row never depends on how many rows run with it.
+#[test]
+fn pieces_of_a_prompt_change_nothing_in_any_family() {
+    let formats = [
+        GgmlDType::F32,
+        GgmlDType::F16,
+        GgmlDType::Q8_0,
+        GgmlDType::Q4_1,
+    ];
+    for (number, architecture) in llmpick_engine::SUPPORTED.iter().enumerate() {
+        for kv_type in [KvType::F32, KvType::F16, KvType::Int8] {
+            let tiny = Tiny {
+                dtype: formats[number % formats.len()],
+                layers: 5,
+                window: 20,
+                ..Tiny::new(architecture)
+            };
+            let folder = tempfile::tempdir().unwrap();
+            let path = tiny.write(folder.path());
+            let options = EngineOptions {
+                kv_type,
+                ..EngineOptions::default()
+            };
+            let mut model = Model::open(&path, &options).unwrap();
+            let long = text(200);
+            let whole = logprobs(&mut model, &greedy(&long, 8));
+            assert!(!whole.is_empty());
+            for pieces in [vec![1, 2, 7, 19, 64, 130, 199], (1..200).collect()] {
+                model.clear_cache();
+                for part in pieces {
+                    logprobs(&mut model, &greedy(&long[..part], 1));
+                }
+                let again = logprobs(&mut model, &greedy(&long, 8));
+                assert_eq!(whole, again, "{architecture} {kv_type:?}");
+            }
+            // Nor on how many threads there are.
+            let alone = EngineOptions {
+                threads: Some(1),
+                ..options
+            };
+            let mut alone = Model::open(&path, &alone).unwrap();
+            assert_eq!(whole, logprobs(&mut alone, &greedy(&long, 8)));
+        }
+    }
+}
+
 #[test]
 fn smaller_caches_are_as_exact_as_they_can_be() {
     for (kind, tolerance) in [(KvType::F16, 3e-3), (KvType::Int8, 0.1)] {
