@@ -6,8 +6,8 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 type Job<W> = Box<dyn FnOnce(&mut W) + Send>;
@@ -122,6 +122,9 @@ impl<W: 'static> Lane<W> {
                 let _ = tell.send(job(worker));
             }
         }));
+        if let Some(answer) = soon(&hear) {
+            return Ok(answer);
+        }
         hear.recv_timeout(deadline).map_err(|error| match error {
             RecvTimeoutError::Timeout => {
                 given_up.store(true, Ordering::Release);
@@ -190,6 +193,29 @@ impl<W: 'static> Lane<W> {
 
     fn queue(&self) -> MutexGuard<'_, Queue<W>> {
         self.shared.lock()
+    }
+}
+
+/// How long to look for an answer before going to sleep: most come in a few microseconds, and
+/// being woken takes longer than that.
+const LOOK: Duration = Duration::from_micros(20);
+
+/// The answer, if it comes at once and there is a processor for it to come from.
+fn soon<R>(hear: &Receiver<R>) -> Option<R> {
+    static ALONE: LazyLock<bool> =
+        LazyLock::new(|| std::thread::available_parallelism().is_ok_and(|n| n.get() == 1));
+    if *ALONE {
+        return None;
+    }
+    let start = Instant::now();
+    loop {
+        match hear.try_recv() {
+            Ok(answer) => return Some(answer),
+            // Waiting for it says so too.
+            Err(TryRecvError::Disconnected) => return None,
+            Err(TryRecvError::Empty) if start.elapsed() > LOOK => return None,
+            Err(TryRecvError::Empty) => (0..16).for_each(|_| std::hint::spin_loop()),
+        }
     }
 }
 

@@ -26,17 +26,59 @@ pub(crate) struct OwnedRequest {
     pub max_arms: u32,
 }
 
-impl OwnedRequest {
-    pub(crate) fn new(request: &SelectRequest<'_>) -> Self {
+impl Default for OwnedRequest {
+    fn default() -> Self {
         Self {
+            route_id: RouteId(0),
+            seed: 0,
+            arms_epoch: 0,
+            time_budget: Duration::ZERO,
+            candidates: Vec::new(),
+            allowed_modes: Vec::new(),
+            task: String::new(),
+            session: String::new(),
+            prompt: None,
+            features: None,
+            prompt_tokens: 0,
+            max_new_tokens: 0,
+            max_cost: f64::NAN,
+            max_latency_ms: f64::NAN,
+            min_score: f64::NAN,
+            cost_budget: f64::NAN,
+            max_arms: 0,
+        }
+    }
+}
+
+impl OwnedRequest {
+    /// Becomes a copy of `request` in the memory that it has: the arms of one pool have the
+    /// same names from request to request.
+    pub(crate) fn assign(&mut self, request: &SelectRequest<'_>) {
+        let Self {
+            mut candidates,
+            mut allowed_modes,
+            mut task,
+            mut session,
+            ..
+        } = std::mem::take(self);
+        candidates.truncate(request.candidates.len());
+        for (own, new) in candidates.iter_mut().zip(request.candidates) {
+            assign(own, new);
+        }
+        let known = candidates.len();
+        candidates.extend_from_slice(&request.candidates[known..]);
+        request.allowed_modes.clone_into(&mut allowed_modes);
+        request.task.clone_into(&mut task);
+        request.session.clone_into(&mut session);
+        *self = Self {
             route_id: request.route_id,
             seed: request.seed,
             arms_epoch: request.arms_epoch,
             time_budget: request.time_budget,
-            candidates: request.candidates.to_vec(),
-            allowed_modes: request.allowed_modes.to_vec(),
-            task: request.task.to_owned(),
-            session: request.session.to_owned(),
+            candidates,
+            allowed_modes,
+            task,
+            session,
             prompt: request.prompt.map(str::to_owned),
             features: request.features.map(<[f32]>::to_vec),
             prompt_tokens: request.prompt_tokens,
@@ -46,7 +88,7 @@ impl OwnedRequest {
             min_score: request.min_score,
             cost_budget: request.cost_budget,
             max_arms: request.max_arms,
-        }
+        };
     }
 
     pub(crate) fn borrow(&self) -> SelectRequest<'_> {
@@ -68,6 +110,75 @@ impl OwnedRequest {
             min_score: self.min_score,
             cost_budget: self.cost_budget,
             max_arms: self.max_arms,
+        }
+    }
+}
+
+/// Copies without a new name where the name is the same.
+fn assign(own: &mut Candidate, new: &Candidate) {
+    if own.id != new.id {
+        own.clone_from(new);
+        return;
+    }
+    let Candidate {
+        id: _,
+        locality,
+        warm,
+        eligible,
+        context_tokens,
+        price_in,
+        price_out,
+        est_cost,
+        cost_max,
+        latency_ms,
+        ttft_ms,
+        score,
+        n_ok,
+        n_err,
+        inflight,
+    } = new;
+    own.locality = *locality;
+    own.warm = *warm;
+    own.eligible = *eligible;
+    own.context_tokens = *context_tokens;
+    own.price_in = *price_in;
+    own.price_out = *price_out;
+    own.est_cost = *est_cost;
+    own.cost_max = *cost_max;
+    own.latency_ms = *latency_ms;
+    own.ttft_ms = *ttft_ms;
+    own.score = *score;
+    own.n_ok = *n_ok;
+    own.n_err = *n_err;
+    own.inflight = *inflight;
+}
+
+#[cfg(test)]
+mod tests {
+    use llmpick_testkit::{candidate, select_request};
+
+    use super::*;
+
+    #[test]
+    fn whatever_was_in_it_before_it_is_a_copy() {
+        let mut owned = OwnedRequest::default();
+        let pools = [0..5u32, 0..5, 3..9, 2..4, 0..0, 0..7];
+        for (route, pool) in (1..).zip(pools) {
+            let mut arms: Vec<Candidate> = pool.map(candidate).collect();
+            for arm in &mut arms {
+                arm.n_ok = route;
+                arm.latency_ms = route as f64;
+                arm.warm = route % 2 == 0;
+            }
+            let request = SelectRequest {
+                task: ["", "maths"][(route % 2) as usize],
+                prompt: Some("why").filter(|_| route == 2),
+                features: Some([0.5f32].as_slice()).filter(|_| route == 3),
+                ..select_request(&arms, route)
+            };
+            owned.assign(&request);
+            // As text, in which NaN is like NaN.
+            assert_eq!(format!("{:?}", owned.borrow()), format!("{request:?}"));
         }
     }
 }

@@ -128,6 +128,7 @@ pub fn router(
         options: *options,
         faults: Arc::default(),
         good_in_a_row: 0,
+        spare: Box::default(),
         stuck: None,
         quarantined: None,
     }))
@@ -245,6 +246,8 @@ struct Supervised {
     /// Counted here and, for feedback that nobody waits for, on the plugin's thread.
     faults: Arc<AtomicU32>,
     good_in_a_row: u32,
+    /// The last request's memory, for the next.
+    spare: Box<OwnedRequest>,
     /// A call that was given up and, when last seen, still ran.
     stuck: Option<(Ticket, Instant)>,
     /// Why only the fallback answers.
@@ -267,10 +270,17 @@ impl Supervised {
         match &mut self.engine {
             Engine::Inline(worker) => worker.select(request, deadline),
             Engine::Actor(lane) => {
-                let owned = OwnedRequest::new(request);
-                let job = move |worker: &mut Worker| worker.select(&owned.borrow(), deadline);
+                let mut owned = std::mem::take(&mut self.spare);
+                owned.assign(request);
+                let job = move |worker: &mut Worker| {
+                    let answer = worker.select(&owned.borrow(), deadline);
+                    (answer, owned)
+                };
                 let answer = lane.call(waits, job);
-                let answer = self.answered(answer, deadline).unwrap_or_else(Err);
+                let answer = self.answered(answer, deadline).and_then(|(answer, owned)| {
+                    self.spare = owned;
+                    answer
+                });
                 if matches!(answer, Err(Fail::Fault(_))) {
                     self.revive();
                 }
