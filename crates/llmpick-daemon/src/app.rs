@@ -104,6 +104,7 @@ impl App {
             clock: Arc::new(SystemClock::new()),
         })?;
         dispatch.set_scheduler(scheduler(&settings)?);
+        set_shadow(&settings, &dispatch);
         Ok(Self {
             settings,
             store,
@@ -259,6 +260,26 @@ impl App {
     }
 }
 
+/// Starts the second router, where the settings name one. Without it everything goes on.
+fn set_shadow(settings: &Settings, dispatch: &Dispatch) {
+    let plugin = settings.router.shadow.as_deref();
+    match plugins::shadow(settings) {
+        Ok(None) => {}
+        Ok(Some(router)) => {
+            if let Err(error) = dispatch.set_shadow(router) {
+                warn!(plugin, %error, "shadow router cannot be started");
+            }
+        }
+        Err(fault) => {
+            warn!(
+                plugin,
+                fault = sentence(&fault),
+                "shadow router cannot be used"
+            );
+        }
+    }
+}
+
 fn dispatch_settings(settings: &Settings) -> DispatchSettings {
     let router = &settings.router;
     DispatchSettings {
@@ -268,6 +289,7 @@ fn dispatch_settings(settings: &Settings) -> DispatchSettings {
         accept_threshold: Some(router.accept_threshold),
         cost_budget: settings.budget.per_request_usd,
         budgets: vec![TOTAL_BUDGET.to_owned()],
+        frozen: router.frozen,
         keep_prompts: settings.ledger.keep_prompts,
         select_budget: router.deadline,
         ..DispatchSettings::default()

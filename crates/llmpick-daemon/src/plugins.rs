@@ -94,6 +94,28 @@ pub(crate) fn load_router(
     Ok((router, library))
 }
 
+/// The router that the settings want beside the first, if they do. It draws its own sets: a
+/// scheduler draws for what is run.
+pub(crate) fn shadow(settings: &Settings) -> Result<Option<Box<dyn Router>>, PluginError> {
+    let Some(plugin) = &settings.router.shadow else {
+        return Ok(None);
+    };
+    let library = open(settings, plugin)?;
+    let name = router_name(&library, plugin)?;
+    let options = RouterOptions {
+        // Never on the thread of a request, where a deadline would not hold.
+        isolation: match settings.plugins.isolation {
+            Isolation::Process => Isolation::Process,
+            Isolation::Actor | Isolation::Inline => Isolation::Actor,
+        },
+        rounding: Rounding::Host,
+        deadline: settings.router.deadline,
+        ..RouterOptions::default()
+    };
+    let router = llmpick_plugin_host::router(&library, &name, "{}", &options)?;
+    Ok(Some(router))
+}
+
 /// The file of the router that the settings name.
 pub(crate) fn path(settings: &Settings) -> Result<Utf8PathBuf, FindError> {
     let (library, _) = split(&settings.router.plugin);

@@ -22,6 +22,7 @@ use crate::drive::drive;
 use crate::grade::Jury;
 use crate::learner::{Handover, Learner};
 use crate::plan::{Plan, Pool, plan, runnable};
+use crate::shadow::{Shadow, settled};
 use crate::task::Task;
 use crate::work::{Called, Streaming};
 use crate::{
@@ -67,6 +68,8 @@ pub struct Dispatch {
     pub(crate) learner: Mutex<Learner>,
     /// Draws the set where the router gives marginals only.
     pub(crate) scheduler: Mutex<Option<Arc<dyn Scheduler>>>,
+    /// Decides beside the router, without effect.
+    pub(crate) shadow: Mutex<Option<Shadow>>,
     pub(crate) scorers: Vec<Arc<dyn Scorer>>,
     pub(crate) settings: DispatchSettings,
     pub(crate) clock: Arc<dyn Clock>,
@@ -102,6 +105,7 @@ impl Dispatch {
             pool: Mutex::new(Pool::new(parts.arms)?),
             learner: Mutex::new(learner),
             scheduler: Mutex::default(),
+            shadow: Mutex::default(),
             ledger: parts.ledger,
             scorers: parts.scorers,
             settings: parts.settings,
@@ -366,6 +370,18 @@ impl Dispatch {
         *self.scheduler.lock() = Some(scheduler);
     }
 
+    /// Runs a second router beside the first on live traffic, without effect: what it would have
+    /// decided is recorded beside what was decided. It learns what the first learns, told as
+    /// somebody else's choices. Replaces an earlier one; its failures and its time cost nobody
+    /// anything.
+    ///
+    /// # Errors
+    /// When its thread cannot be started.
+    pub fn set_shadow(&self, router: Box<dyn Router>) -> std::io::Result<()> {
+        *self.shadow.lock() = Some(Shadow::start(router, Arc::clone(&self.ledger))?);
+        Ok(())
+    }
+
     /// The name of the router that serves.
     pub fn router_name(&self) -> String {
         self.learner.lock().name().to_owned()
@@ -383,6 +399,10 @@ impl Dispatch {
         let mut running = self.running.subscribe();
         // The sender lives as long as this dispatch.
         let _ = running.wait_for(|running| *running == 0).await;
+        let pending = self.shadow.lock().as_ref().map(Shadow::pending);
+        if let Some(pending) = pending {
+            settled(pending).await;
+        }
         let _ = self.blocking(|dispatch| dispatch.keep_up(true)).await;
     }
 

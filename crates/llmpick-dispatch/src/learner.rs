@@ -123,6 +123,26 @@ impl Learner {
         Ok(Handover::Replayed { rows, reason })
     }
 
+    /// A router that starts from nothing and has learnt nothing yet, for
+    /// [`catch_up_to`](Self::catch_up_to). It neither reads nor writes snapshots.
+    pub(crate) fn fresh(router: Box<dyn Router>) -> Self {
+        Self {
+            needs: router.needs(),
+            name: router.name().to_owned(),
+            router,
+            cursor: Cursor::default(),
+            snapshots: None,
+            only: None,
+            fresh: 0,
+            every: 1,
+        }
+    }
+
+    /// The last row that was applied; 0 before the first.
+    pub(crate) fn learnt(&self) -> u64 {
+        self.cursor.id
+    }
+
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
@@ -133,10 +153,18 @@ impl Learner {
 
     /// Applies the ledger's newer rows in id order, and says how many there were.
     pub(crate) fn catch_up(&mut self, ledger: &Ledger) -> Result<u64, LedgerError> {
+        self.catch_up_to(ledger, u64::MAX)
+    }
+
+    /// The same, up to this row.
+    pub(crate) fn catch_up_to(&mut self, ledger: &Ledger, last: u64) -> Result<u64, LedgerError> {
         let mut applied = 0;
         loop {
             let rows = ledger.feedback_after(self.cursor.id, BATCH)?;
             for row in &rows {
+                if row.cursor.id > last {
+                    return Ok(applied);
+                }
                 self.cursor = row.cursor;
                 let feedback = row.for_router(&self.name);
                 if self

@@ -17,6 +17,7 @@ mod open;
 mod plan;
 mod request;
 mod settings;
+mod shadow;
 mod task;
 mod work;
 

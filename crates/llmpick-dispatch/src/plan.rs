@@ -167,8 +167,13 @@ pub(crate) fn plan(
         max_arms: limits.max_arms,
     };
     let chosen = (!pinned).then(|| choose(&mut learner, &select)).flatten();
+    let learnt = learner.learnt();
     // Others may decide while a scheduler on another machine is asked.
     drop(learner);
+    if let Some(shadow) = dispatch.shadow.lock().as_ref().filter(|_| !pinned) {
+        let prompt = shadow.needs_prompt().then(|| request.text());
+        shadow.ask(&select, prompt, learnt);
+    }
     let decision = match pinned {
         true => pin(&described, &modes),
         false => chosen.and_then(|decision| settled(dispatch, decision, &select)),

@@ -18,6 +18,7 @@ mod part;
 mod recover;
 mod route;
 mod schema;
+mod shadow;
 mod snapshot;
 mod stats;
 mod value;
@@ -34,5 +35,6 @@ pub use route::{
     RouteSummaryRecord, ScoredCall, prompt_hash,
 };
 pub use schema::{APPLICATION_ID, CURRENT, LedgerVersion};
+pub use shadow::{ShadowRecord, ShadowStats};
 pub use snapshot::{LoadedSnapshot, SnapshotError, SnapshotStore, SnapshotVersion};
 pub use stats::{ArmStats, StatsFilter};

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use crate::value::{Bits, Json, Word, nan, real};
 use crate::{
     CallId, CallRecord, FeedbackRecord, Ledger, LedgerError, LedgerErrorKind, PartEnd, PartRecord,
-    budget, call, feedback, measured, part,
+    ShadowRecord, budget, call, feedback, measured, part, shadow,
 };
 
 /// A request before it is decided.
@@ -163,6 +163,9 @@ pub struct RouteRecord {
     /// The parts of the request, in order; empty for a request without.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub parts: Vec<PartRecord>,
+    /// What a second router would have decided, where one ran beside.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<ShadowRecord>,
     /// The arms that ran, in order.
     pub calls: Vec<CallRecord>,
     /// What was learnt from it, in order.
@@ -493,6 +496,7 @@ fn read(conn: &Connection, route: RouteId) -> Result<Option<RouteRecord>, Ledger
         return Ok(None);
     };
     record.parts = part::of_route(conn, route)?;
+    record.shadow = shadow::of_route(conn, route)?;
     record.calls = call::of_route(conn, route)?;
     record.feedback = feedback::of_route(conn, route)?;
     Ok(Some(record))
@@ -529,6 +533,7 @@ fn from_row(row: &Row<'_>, candidates: Vec<CandidateRecord>) -> rusqlite::Result
             .map(|id| CallId(id.0)),
         accepted: row.get("accepted")?,
         parts: Vec::new(),
+        shadow: None,
         calls: Vec::new(),
         feedback: Vec::new(),
     })

@@ -20,7 +20,7 @@ pub const CURRENT: LedgerVersion = LedgerVersion(MIGRATIONS.len() as u32);
 pub const APPLICATION_ID: i32 = i32::from_be_bytes(*b"llmp");
 
 /// Step `n` turns version `n` into `n + 1`; version 0 is an empty file.
-const MIGRATIONS: &[&str] = &[V1, V2];
+const MIGRATIONS: &[&str] = &[V1, V2, V3];
 
 const V1: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -162,6 +162,21 @@ CREATE TABLE parts (
 ) WITHOUT ROWID;
 ALTER TABLE calls ADD COLUMN part INTEGER;
 ALTER TABLE calls ADD COLUMN place INTEGER;
+";
+
+/// What a second router would have decided. A program that knows only version 2 looks for no such
+/// rows, and yet cannot make the table: the number says that it is there.
+const V3: &str = "
+CREATE TABLE shadows (
+  route INTEGER PRIMARY KEY REFERENCES routes (id),
+  router TEXT NOT NULL,
+  choices TEXT NOT NULL,
+  mode TEXT,
+  propensity REAL,
+  marginals TEXT NOT NULL,
+  reason TEXT NOT NULL,
+  error TEXT
+);
 ";
 
 /// Brings the file to [`CURRENT`], all or nothing; several programs may try at once.

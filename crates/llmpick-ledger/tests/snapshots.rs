@@ -5,9 +5,9 @@ mod common;
 
 use std::fs;
 
-use common::{answered, with_parts};
-use llmpick_core::Snapshot;
-use llmpick_ledger::{Cursor, Ledger, LoadedSnapshot, SnapshotStore};
+use common::{answered, place, with_parts};
+use llmpick_core::{Mode, Snapshot};
+use llmpick_ledger::{Cursor, Ledger, LoadedSnapshot, ShadowRecord, SnapshotStore};
 
 struct World {
     _dir: tempfile::TempDir,
@@ -163,22 +163,49 @@ fn the_first_format_still_opens() {
     assert_eq!(loaded.cursor.map(|cursor| cursor.id), Some(1));
 }
 
+/// Written once, when a version was born: LLMPICK_WRITE_FIXTURES=ledger-vN.db with the program of
+/// then.
+fn copy_of(fixture: &str, path: &camino::Utf8Path) {
+    let fixtures = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    if std::env::var("LLMPICK_WRITE_FIXTURES").is_ok_and(|named| named == fixture) {
+        let ledger = Ledger::open(path).unwrap();
+        let route = with_parts(&ledger, "fixture");
+        ledger.record_shadow(route, &shadow()).unwrap();
+        drop(ledger);
+        fs::copy(path, fixtures.join(fixture)).unwrap();
+    }
+    fs::copy(fixtures.join(fixture), path).unwrap();
+}
+
+fn shadow() -> ShadowRecord {
+    ShadowRecord {
+        router: "beside".into(),
+        choices: vec![1],
+        mode: Some(Mode::SumUp),
+        propensity: 0.25,
+        marginals: vec![0.5, 0.75],
+        reason: "because".into(),
+        error: None,
+    }
+}
+
 #[test]
 fn the_second_format_still_opens() {
-    let fixtures = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-    let place = tempfile::tempdir().unwrap();
-    let path = camino::Utf8PathBuf::from_path_buf(place.path().join("ledger.db")).unwrap();
-    // Written once, when the version was born: LLMPICK_WRITE_FIXTURES=1 with the program of then.
-    if std::env::var_os("LLMPICK_WRITE_FIXTURES").is_some() {
-        let ledger = Ledger::open(&path).unwrap();
-        with_parts(&ledger, "fixture");
-        drop(ledger);
-        fs::copy(&path, fixtures.join("ledger-v2.db")).unwrap();
-    }
-    fs::copy(fixtures.join("ledger-v2.db"), &path).unwrap();
+    let (_dir, path) = place();
+    copy_of("ledger-v2.db", &path);
     let ledger = Ledger::open(&path).unwrap();
     let route = ledger.last_route().unwrap().unwrap();
     let parts: Vec<_> = route.parts.iter().map(|part| part.name.as_str()).collect();
     assert_eq!(parts, ["one", "two", "three"]);
-    assert_eq!(route.feedback.len(), 2);
+    assert_eq!((route.feedback.len(), route.shadow), (2, None));
+}
+
+#[test]
+fn the_third_format_still_opens() {
+    let (_dir, path) = place();
+    copy_of("ledger-v3.db", &path);
+    let ledger = Ledger::open(&path).unwrap();
+    let route = ledger.last_route().unwrap().unwrap();
+    assert_eq!(route.shadow, Some(shadow()));
+    assert_eq!(ledger.shadow_stats().unwrap()[0].asked, 1);
 }

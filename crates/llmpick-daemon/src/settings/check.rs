@@ -195,6 +195,11 @@ impl Reader<'_> {
             seed: self
                 .integer("router.seed")
                 .and_then(|seed| u64::try_from(seed).ok()),
+            frozen: self.switch("router.frozen"),
+            shadow: self
+                .text("router.shadow")
+                .filter(|plugin| !plugin.is_empty())
+                .map(str::to_owned),
             scheduler: self.remote_scheduler()?,
         })
     }

@@ -91,6 +91,8 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("router.accept_threshold", Kind::Number),
     ("router.deadline_ms", Kind::Count),
     ("router.seed", Kind::Seed),
+    ("router.frozen", Kind::Switch),
+    ("router.shadow", Kind::Text),
     ("plugins.isolation", Kind::Text),
     ("plugins.pin", Kind::Switch),
     ("plugins.watch", Kind::Switch),
@@ -176,7 +178,7 @@ pub(super) fn refused_in_project(name: &str, value: &toml::Value) -> bool {
     let names_a_file = || value.as_str().is_some_and(|text| text.contains('/'));
     match name {
         "router.paths" | "router.scheduler" | "router.scheduler_key_file" | "ledger.path" => true,
-        "router.plugin" => names_a_file(),
+        "router.plugin" | "router.shadow" => names_a_file(),
         "pool.arms" => false,
         _ => ["plugins.", "store.", "server.", "scheduler.", "remote."]
             .iter()

@@ -91,6 +91,10 @@ pub struct RouterSettings {
     pub deadline: Duration,
     /// The seed of every decision, if one is fixed.
     pub seed: Option<u64>,
+    /// Decide and record, but learn nothing.
+    pub frozen: bool,
+    /// A plugin that decides beside the first, without effect.
+    pub shadow: Option<String>,
     /// Who draws the set where the router gives only probabilities; `None` is this machine.
     pub scheduler: Option<RemoteSchedulerOptions>,
 }

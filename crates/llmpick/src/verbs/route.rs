@@ -2,7 +2,9 @@
 
 use clap::{Args, Subcommand};
 use llmpick_core::{ContextKey, DecisionSource, RouteId};
-use llmpick_daemon::ledger::{ArmStats, CandidateRecord, Ledger, RouteRecord, StatsFilter};
+use llmpick_daemon::ledger::{
+    ArmStats, CandidateRecord, Ledger, RouteRecord, ShadowStats, StatsFilter,
+};
 
 use crate::cli::Global;
 use crate::error::{CliError, ExitCode, Result};
@@ -27,6 +29,8 @@ enum What {
     },
     /// How each arm fares: pulls, score, cost, latency, share
     Stats(StatsArgs),
+    /// How the second router of `router.shadow` compares with the one that serves
+    Shadow,
 }
 
 #[derive(Args, Debug)]
@@ -60,6 +64,15 @@ pub fn run(args: RouteArgs, global: &Global, printer: Printer) -> Result<()> {
             printer.value(&record, || explain(&record))
         }
         What::Stats(args) => stats(&ledger, args, printer),
+        What::Shadow => {
+            let stats = ledger
+                .shadow_stats()
+                .map_err(|error| open::ledger_error(&error))?;
+            printer.value(&stats, || match stats.is_empty() {
+                true => "no second router was asked yet; `router.shadow` names one".to_owned(),
+                false => shadow_table(&stats),
+            })
+        }
     }
 }
 
@@ -125,6 +138,55 @@ fn stats_table(stats: &[ArmStats], recent: u32) -> String {
     table(&header, rows)
 }
 
+fn shadow_table(stats: &[ShadowStats]) -> String {
+    let number = |value: Option<f64>| value.map_or("–".to_owned(), |value| format!("{value:.3}"));
+    let rows = stats.iter().map(|line| {
+        vec![
+            line.router.clone(),
+            line.asked.to_string(),
+            line.decided.to_string(),
+            number(line.same_first),
+            line.weighed.to_string(),
+            number(line.served_score),
+            number(line.estimated_score),
+        ]
+    });
+    let header = [
+        "router",
+        "asked>",
+        "decided>",
+        "same first arm>",
+        "weighed>",
+        "served score>",
+        "its score, estimated>",
+    ];
+    table(&header, rows)
+}
+
+/// What a second router would have done, in a line.
+fn shadow(route: &RouteRecord) -> Option<String> {
+    let shadow = route.shadow.as_ref()?;
+    let name = |index: &u32| {
+        let candidate = route.candidates.get(*index as usize);
+        candidate.map_or("?".to_owned(), |known| known.candidate.id.to_string())
+    };
+    Some(match &shadow.error {
+        Some(error) => format!("Beside it {} did not decide: {error}", shadow.router),
+        None => {
+            let arms: Vec<String> = shadow.choices.iter().map(name).collect();
+            let why = match shadow.reason.is_empty() {
+                true => String::new(),
+                false => format!(": {}", shadow.reason),
+            };
+            format!(
+                "Beside it {} would have chosen {}{why}",
+                shadow.router,
+                arms.join(", ")
+            )
+        }
+    })
+}
+
 /// A route in words and tables: the plan, what was known of each arm, what each call came to.
 pub fn explain(route: &RouteRecord) -> String {
     let mut text = format!("{}  {}", route.id, plan(route));
@@ -147,6 +209,9 @@ pub fn explain(route: &RouteRecord) -> String {
         facts.join(", ")
     ));
     text.push_str(&candidates(route));
+    if let Some(shadow) = shadow(route) {
+        text.push_str(&format!("\n\n{shadow}"));
+    }
     if !route.parts.is_empty() {
         text.push_str("\n\nThe parts:\n");
         text.push_str(&parts(route));
