@@ -7,4 +7,5 @@ mod chat;
 mod client;
 mod learning;
 mod models;
+mod plugins;
 mod task;
