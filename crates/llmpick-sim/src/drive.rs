@@ -117,6 +117,8 @@ pub(crate) struct Tokens<'a> {
 pub(crate) struct Played {
     /// The plan: indexes into the arms, in order.
     pub choices: Vec<u32>,
+    /// P(arm is chosen), one for each arm, or empty.
+    pub marginals: Vec<f64>,
     /// How many of the plan ran, from its beginning.
     pub ran: usize,
     /// What those cost together.
@@ -190,6 +192,7 @@ impl Drive {
         let is_fallback = self.note(&decision.source);
         let mut played = Played {
             choices: decision.choices,
+            marginals: decision.marginals,
             ran: 0,
             paid: 0.0,
             waited_ms: 0.0,

@@ -30,6 +30,17 @@ pub struct Environment {
     pub budget: Option<f64>,
     /// The most that any call costs, in dollars; infinite for no limit.
     pub cost_cap: f64,
+    /// What changes on the way, if anything does.
+    pub shock: Option<Shock>,
+}
+
+/// Other mean scores from some round on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shock {
+    /// The last round with the old means.
+    pub at: u64,
+    /// The means after it, one for each arm.
+    pub means: Vec<f64>,
 }
 
 /// Why a world cannot be simulated.
@@ -47,7 +58,9 @@ pub struct EnvironmentError {
 #[derive(Debug, thiserror::Error)]
 pub enum EnvironmentErrorKind {
     /// No file, and none of the built-in names.
-    #[error("it is neither S nor G nor a file (.toml, or .csv with columns arm,mean,cost): {0}")]
+    #[error(
+        "it is neither S nor G nor drift nor a file (.toml, or .csv with columns arm,mean,cost): {0}"
+    )]
     Read(#[source] std::io::Error),
     /// No TOML of the right form.
     #[error("it is no table of arms: {0}")]
@@ -61,12 +74,17 @@ pub enum EnvironmentErrorKind {
 }
 
 impl Environment {
-    /// `S`, `G`, or a file: TOML (`budget`, `cost_cap`, `[[arm]]` with `id`, `mean`, `cost`) or
-    /// CSV (columns `arm`, `mean`, `cost`).
+    /// `S`, `G`, `drift`, or a file: TOML (`budget`, `cost_cap`, `[[arm]]` with `id`, `mean`,
+    /// `cost`, and, where `shock_at` names a round, `mean_after`) or CSV (columns `arm`,
+    /// `mean`, `cost`).
+    ///
+    /// # Errors
+    /// When there is no such world, or it is none.
     pub fn open(name: &str) -> Result<Self, EnvironmentError> {
         match name {
             "S" => Ok(Self::synthetic()),
             "G" => Ok(Self::gpqa()),
+            "drift" => Ok(Self::drift()),
             path => Self::read(Utf8Path::new(path)).map_err(|kind| EnvironmentError {
                 name: name.to_owned(),
                 kind,
@@ -106,6 +124,33 @@ impl Environment {
         Self::built_in("G", &ARMS, 0.4)
     }
 
+    /// Set S with a shock after round 1500 (ALGORITHMS 1.9 does not say which; this one has
+    /// its optima, and comes nearest to its figures): s2, s4 and s8, which the optimum of
+    /// sum-up uses, fall to .40, and s1 and s6, cheap and never used, rise to .68. The optimum
+    /// goes from 2.42 to 2.55.
+    pub fn drift() -> Self {
+        let mut world = Self::synthetic();
+        let after = |arm: &SimArm| match arm.id.as_str() {
+            "s2" | "s4" | "s8" => 0.40,
+            "s1" | "s6" => 0.68,
+            _ => arm.mean,
+        };
+        world.shock = Some(Shock {
+            at: 1500,
+            means: world.arms.iter().map(after).collect(),
+        });
+        world.name = "drift".to_owned();
+        world
+    }
+
+    /// The means of a round, from 1.
+    pub(crate) fn means_at(&self, round: u64) -> Vec<f64> {
+        match &self.shock {
+            Some(shock) if round > shock.at => shock.means.clone(),
+            _ => self.arms.iter().map(|arm| arm.mean).collect(),
+        }
+    }
+
     fn built_in(name: &str, arms: &[(&str, f64, f64)], budget: f64) -> Self {
         let arm = |&(id, mean, cost): &(&str, f64, f64)| SimArm {
             id: ArmId::new(id).expect("the names above are printable"),
@@ -117,6 +162,7 @@ impl Environment {
             arms: arms.iter().map(arm).collect(),
             budget: Some(budget),
             cost_cap: 1.0,
+            shock: None,
         }
     }
 
@@ -159,6 +205,7 @@ struct RawEnvironment {
     name: Option<String>,
     budget: Option<f64>,
     cost_cap: Option<f64>,
+    shock_at: Option<u64>,
     arm: Vec<RawArm>,
 }
 
@@ -168,6 +215,7 @@ struct RawArm {
     id: String,
     mean: f64,
     cost: f64,
+    mean_after: Option<f64>,
 }
 
 fn raw_of_csv(text: &str) -> Result<RawEnvironment, CsvError> {
@@ -182,12 +230,14 @@ fn raw_of_csv(text: &str) -> Result<RawEnvironment, CsvError> {
             id: sheet.text(line, id).to_owned(),
             mean: sheet.number(line, mean)?,
             cost: sheet.number(line, cost)?,
+            mean_after: None,
         })
     };
     Ok(RawEnvironment {
         name: None,
         budget: None,
         cost_cap: None,
+        shock_at: None,
         arm: (0..sheet.rows())
             .map(arm)
             .collect::<Result<_, CsvError>>()?,
@@ -209,15 +259,28 @@ impl RawEnvironment {
             return refuse(format!("`cost_cap` must be above 0, not {cost_cap}"));
         }
         let mut names = BTreeSet::new();
-        let mut arms = Vec::new();
-        for RawArm { id, mean, cost } in self.arm {
+        let (mut arms, mut after) = (Vec::new(), Vec::new());
+        for raw in self.arm {
+            let RawArm {
+                id,
+                mean,
+                cost,
+                mean_after,
+            } = raw;
             let id = match ArmId::new(&id) {
                 Ok(id) => id,
                 Err(error) => return refuse(error.to_string()),
             };
-            if !(0.0..=1.0).contains(&mean) {
+            for mean in [Some(mean), mean_after].into_iter().flatten() {
+                if !(0.0..=1.0).contains(&mean) {
+                    return refuse(format!(
+                        "the mean of `{id}` must be from 0 to 1, not {mean}"
+                    ));
+                }
+            }
+            if mean_after.is_some() && self.shock_at.is_none() {
                 return refuse(format!(
-                    "the mean of `{id}` must be from 0 to 1, not {mean}"
+                    "`{id}` has a `mean_after`, but there is no `shock_at`"
                 ));
             }
             if !amount(cost) {
@@ -226,6 +289,7 @@ impl RawEnvironment {
             if !names.insert(id.clone()) {
                 return refuse(format!("`{id}` is there twice"));
             }
+            after.push(mean_after.unwrap_or(mean));
             arms.push(SimArm { id, mean, cost });
         }
         Ok(Environment {
@@ -233,6 +297,7 @@ impl RawEnvironment {
             arms,
             budget: self.budget,
             cost_cap,
+            shock: self.shock_at.map(|at| Shock { at, means: after }),
         })
     }
 }
@@ -257,6 +322,17 @@ mod tests {
         assert_eq!(world.cost_bound(&world.arms[0]), 0.1 * 1.5);
         let csv = written("mine.csv", "cost,arm,mean\n0.1,a,0.5\n").unwrap();
         assert_eq!(csv.arms, world.arms);
+    }
+
+    #[test]
+    fn a_shock_changes_some_means_after_its_round() {
+        let toml = "shock_at = 7\n[[arm]]\nid = \"a\"\nmean = 0.5\ncost = 0.1\nmean_after = 0.2\n\
+                    [[arm]]\nid = \"b\"\nmean = 0.6\ncost = 0.1\n";
+        let world = written("mine.toml", toml).unwrap();
+        assert_eq!(world.means_at(7), [0.5, 0.6]);
+        assert_eq!(world.means_at(8), [0.2, 0.6]);
+        let error = written("mine.toml", &toml.replace("shock_at = 7", "")).unwrap_err();
+        assert!(error.contains("no `shock_at`"), "{error}");
     }
 
     #[test]
@@ -291,7 +367,12 @@ mod tests {
             assert!(error.contains(expected), "{text:?}: {error}");
         }
         let missing = Environment::open("nowhere.toml").unwrap_err();
-        assert!(missing.kind.to_string().contains("neither S nor G"));
+        assert!(
+            missing
+                .kind
+                .to_string()
+                .contains("neither S nor G nor drift")
+        );
     }
 
     #[test]

@@ -9,6 +9,7 @@
 
 mod bench;
 mod chance;
+mod converge;
 mod csv;
 mod drive;
 mod environment;
@@ -26,15 +27,18 @@ mod tests;
 mod watch;
 
 pub use bench::{BenchError, BenchSettings, RoutingBench, Timing, bench};
+pub use converge::{ConvergeReport, ConvergeSettings, converge};
 pub use csv::CsvError;
 pub use drive::PlayError;
-pub use environment::{Environment, EnvironmentError, EnvironmentErrorKind, SimArm};
+pub use environment::{Environment, EnvironmentError, EnvironmentErrorKind, Shock, SimArm};
 pub use estimate::Estimate;
 pub use logged::{LeftOut, Log, LogReport, LogSettings};
-pub use plot::svg;
+pub use plot::{replay_svg, svg};
 pub use references::{ArmFigure, Figure, Mix, References, Share, references};
-pub use replay::{ReplayReport, ReplaySettings, replay};
-pub use simulate::{Checkpoint, SimReport, SimSettings, checkpoints, optimum, simulate};
+pub use replay::{ReplayPoint, ReplayReport, ReplaySettings, replay};
+pub use simulate::{
+    Checkpoint, ShockReport, SimReport, SimSettings, checkpoints, optimum, simulate,
+};
 pub use source::{RouterSource, SourceError};
 pub use table::{Costs, Table, TableError, TableErrorKind, TableFiles, TokenPrice};
 pub use watch::Watch;

@@ -12,7 +12,7 @@ use crate::chance::{WORLD, derive, for_each_seed};
 use crate::drive::{Drive, Entry, Fallbacks, Known, Rules, Truth};
 use crate::references::{References, Share, references};
 use crate::watch::Pace;
-use crate::{Estimate, PlayError, Table, Watch};
+use crate::{Estimate, PlayError, Table, Watch, checkpoints};
 
 /// What is replayed.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -61,6 +61,8 @@ pub struct ReplayReport {
     pub latency_ms: Option<Estimate>,
     /// How often each arm was chosen, most often first.
     pub shares: Vec<Share>,
+    /// The figures on the way.
+    pub checkpoints: Vec<ReplayPoint>,
     /// Decisions that the built-in fallback had to make, over all shuffles.
     pub fallbacks: u64,
     /// Why the first of them was needed.
@@ -68,6 +70,19 @@ pub struct ReplayReport {
     /// What to compare it with.
     #[serde(flatten)]
     pub references: References,
+}
+
+/// What was measured over the first queries.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct ReplayPoint {
+    /// How many.
+    pub queries: u64,
+    /// Mean score per query so far.
+    pub reward: Estimate,
+    /// Mean cost per query so far, in dollars.
+    pub cost: Estimate,
+    /// That over the budget; `None` without one.
+    pub budget_use: Option<Estimate>,
 }
 
 /// Replays `start`'s routers, one for each shuffle.
@@ -89,8 +104,30 @@ pub fn replay(
     })?;
     let of = |value: fn(&Run) -> f64| Estimate::of(&runs.iter().map(value).collect::<Vec<f64>>());
     let cost = of(|run| run.cost);
-    let per_budget = |x: f64| x / settings.budget;
     let limited = settings.budget.is_finite() && settings.budget > 0.0;
+    let of_budget = |cost: Estimate| {
+        let per_budget = |x: f64| x / settings.budget;
+        limited.then(|| Estimate {
+            mean: per_budget(cost.mean),
+            low: cost.low.map(per_budget),
+            high: cost.high.map(per_budget),
+        })
+    };
+    let point = |(place, &queries): (usize, &u64)| {
+        let of = |value: fn(&(f64, f64)) -> f64| {
+            let values = runs.iter().filter_map(|run| run.sums.get(place));
+            let values = values.map(|sums| value(sums) / queries as f64);
+            Estimate::of(&values.collect::<Vec<f64>>())
+        };
+        let cost = of(|sums| sums.1);
+        ReplayPoint {
+            queries,
+            reward: of(|sums| sums.0),
+            cost,
+            budget_use: of_budget(cost),
+        }
+    };
+    let points = checkpoints(table.rows() as u64);
     Ok(ReplayReport {
         router: label.to_owned(),
         rows: table.rows(),
@@ -102,11 +139,8 @@ pub fn replay(
         reward: of(|run| run.reward),
         late_reward: of(|run| run.late_reward),
         cost,
-        budget_use: limited.then(|| Estimate {
-            mean: per_budget(cost.mean),
-            low: cost.low.map(per_budget),
-            high: cost.high.map(per_budget),
-        }),
+        budget_use: of_budget(cost),
+        checkpoints: points.iter().enumerate().map(point).collect(),
         latency_ms: table.has_latencies().then(|| of(|run| run.latency_ms)),
         shares: shares(table, &runs),
         fallbacks: runs.iter().map(|run| run.fallbacks.count).sum(),
@@ -121,6 +155,8 @@ struct Run {
     late_reward: f64,
     cost: f64,
     latency_ms: f64,
+    /// Reward and cost up to each checkpoint.
+    sums: Vec<(f64, f64)>,
     /// Of each arm.
     chosen: Vec<u64>,
     fallbacks: Fallbacks,
@@ -146,6 +182,7 @@ fn run(
     let late = order.len() - order.len().div_ceil(4);
     let (mut reward, mut late_reward, mut cost, mut waited) = (0.0, 0.0, 0.0, 0.0);
     let mut chosen = vec![0; table.arms().len()];
+    let (points, mut sums) = (checkpoints(table.rows() as u64), Vec::new());
     for (turn, &row) in order.iter().enumerate() {
         let (context, scores, costs) = table.row(row);
         let context = if settings.by_context { context } else { "" };
@@ -167,6 +204,9 @@ fn run(
                 *count += 1;
             }
         }
+        if points.get(sums.len()) == Some(&(turn as u64 + 1)) {
+            sums.push((reward, cost));
+        }
     }
     let n = order.len() as f64;
     Ok(Run {
@@ -174,6 +214,7 @@ fn run(
         late_reward: late_reward / (order.len() - late) as f64,
         cost: cost / n,
         latency_ms: waited / n,
+        sums,
         chosen,
         fallbacks: drive.fallbacks,
     })

@@ -49,8 +49,12 @@ pub struct SimReport {
     pub budget: f64,
     /// Seeds averaged over.
     pub seeds: u32,
+    /// K.
+    pub arms: usize,
     /// The relaxed optimum that regret is measured against.
     pub optimum: f64,
+    /// o*, the least probability that an arm of a set is seen: 1 but for cascades.
+    pub least_seen: f64,
     /// Decisions that the built-in fallback had to make, over all seeds: anything but 0 means
     /// that the figures are not the router's own.
     pub fallbacks: u64,
@@ -58,6 +62,50 @@ pub struct SimReport {
     pub fallback_reason: Option<String>,
     /// The figures, in the order of rounds.
     pub checkpoints: Vec<Checkpoint>,
+    /// Before and after the world's shock; absent in JSON without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shock: Option<ShockReport>,
+}
+
+impl SimReport {
+    /// The paper's bound of V after t rounds, if it is told the horizon t (ALGORITHMS 1.6).
+    pub fn violation_bound(&self, t: f64) -> f64 {
+        let share = (self.width() / t).sqrt();
+        share * (2.0 * (2.0 * self.logarithm(t)).sqrt() + share)
+    }
+
+    /// The paper's bound of the regret after t rounds, if it is told the horizon t. L = 1 for
+    /// the three reward models, and each arm of a set is seen but for a cascade's, whose last
+    /// is seen when all before it fail: o*.
+    pub fn regret_bound(&self, t: f64) -> f64 {
+        let arms = self.arms as f64 + 1.0;
+        2.0 / self.least_seen * (2.0 * self.width() * t * self.logarithm(t)).sqrt()
+            + arms * self.optimum
+    }
+
+    /// N·K.
+    fn width(&self) -> f64 {
+        f64::from(self.max_arms) * self.arms as f64
+    }
+
+    /// ln(2π²K·t⁴/3).
+    fn logarithm(&self, t: f64) -> f64 {
+        let square = std::f64::consts::PI * std::f64::consts::PI;
+        (2.0 * square * self.arms as f64 / 3.0).ln() + 4.0 * t.ln()
+    }
+}
+
+/// What a shock did.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct ShockReport {
+    /// The last round before it.
+    pub at: u64,
+    /// Mean r(S; μ) per round up to it.
+    pub before: Estimate,
+    /// From there to the last round.
+    pub after: Estimate,
+    /// The relaxed optimum from there on.
+    pub optimum_after: f64,
 }
 
 /// What was measured from round 1 to round `t`.
@@ -96,6 +144,14 @@ pub fn simulate(
 ) -> Result<SimReport, PlayError> {
     let points = checkpoints(settings.rounds);
     let best = optimum(environment, settings);
+    let shock = environment.shock.as_ref();
+    let shock = shock.filter(|shock| shock.at < settings.rounds && shock.at > 0);
+    let best_after = relaxed(environment, settings, &environment.means_at(u64::MAX));
+    // What the best mix earns in the first t rounds.
+    let earned = |t: u64| {
+        let after = shock.map_or(0, |shock| t.saturating_sub(shock.at));
+        best * (t - after) as f64 + best_after * after as f64
+    };
     let (first, seeds) = (settings.first_seed, settings.seeds);
     let runs = for_each_seed(watch.threads(), first, seeds, |seed| {
         run(environment, settings, &points, seed, start()?, watch.pace())
@@ -115,7 +171,7 @@ pub fn simulate(
             cost: of(&|sums| sums.cost / rounds),
             violation,
             hinge,
-            regret: of(&|sums| best * rounds - sums.reward),
+            regret: of(&|sums| earned(t) - sums.reward),
             reward_per_violation: reward.mean / violation.mean.max(1e-3),
             reward_per_hinge: (hinge.mean > 0.0).then(|| reward.mean / hinge.mean),
         }
@@ -127,10 +183,26 @@ pub fn simulate(
         max_arms: settings.max_arms,
         budget: settings.budget,
         seeds: settings.seeds,
+        arms: environment.arms.len(),
         optimum: best,
+        least_seen: least_seen(environment, settings),
         fallbacks: runs.iter().map(|run| run.fallbacks.count).sum(),
         fallback_reason: runs.iter().find_map(|run| run.fallbacks.reason.clone()),
         checkpoints: points.iter().enumerate().map(checkpoint).collect(),
+        shock: shock.map(|shock| {
+            let of = |value: &dyn Fn(&Run) -> f64| {
+                Estimate::of(&runs.iter().map(value).collect::<Vec<f64>>())
+            };
+            let before = shock.at as f64;
+            let after = settings.rounds as f64 - before;
+            let whole = |run: &Run| run.sums.last().map_or(f64::NAN, |sums| sums.reward);
+            ShockReport {
+                at: shock.at,
+                before: of(&|run| run.before_shock / before),
+                after: of(&|run| (whole(run) - run.before_shock) / after),
+                optimum_after: best_after,
+            }
+        }),
     })
 }
 
@@ -143,10 +215,13 @@ pub fn checkpoints(rounds: u64) -> Vec<u64> {
     points
 }
 
-/// The relaxed optimum r* for the true means and costs: what no router that keeps the budget
+/// The relaxed optimum r* for the true means (before a shock) and costs: what no router that keeps the budget
 /// can earn on average (any-win: where the budget row charges the whole set, as the paper's).
 pub fn optimum(environment: &Environment, settings: &SimSettings) -> f64 {
-    let means: Vec<f64> = environment.arms.iter().map(|arm| arm.mean).collect();
+    relaxed(environment, settings, &environment.means_at(1))
+}
+
+fn relaxed(environment: &Environment, settings: &SimSettings, means: &[f64]) -> f64 {
     let costs = environment
         .arms
         .iter()
@@ -156,15 +231,27 @@ pub fn optimum(environment: &Environment, settings: &SimSettings) -> f64 {
     let dot =
         |z: &[f64], weights: &[f64]| -> f64 { z.iter().zip(weights).map(|(z, w)| z * w).sum() };
     let value = match settings.mode {
-        Mode::Single => suc::solve(&means, &costs, 1, budget).map(|s| dot(&s.z, &means)),
-        Mode::SumUp => suc::solve(&means, &costs, n, budget).map(|s| dot(&s.z, &means)),
-        Mode::AllIn => aic::solve(&means, &costs, n, budget)
-            .map(|s| libm::exp(dot(&s.z, &aic::weights(&means)))),
-        Mode::AnyWin => awc::solve(&means, &costs, n, budget, awc::Method::Auto, 20)
-            .map(|s| awc::value(&means, &s.z)),
+        Mode::Single => suc::solve(means, &costs, 1, budget).map(|s| dot(&s.z, means)),
+        Mode::SumUp => suc::solve(means, &costs, n, budget).map(|s| dot(&s.z, means)),
+        Mode::AllIn => {
+            aic::solve(means, &costs, n, budget).map(|s| libm::exp(dot(&s.z, &aic::weights(means))))
+        }
+        Mode::AnyWin => awc::solve(means, &costs, n, budget, awc::Method::Auto, 20)
+            .map(|s| awc::value(means, &s.z)),
     };
     // Means and costs were checked with the environment; a budget that is no number is none.
     value.unwrap_or(f64::NAN)
+}
+
+/// The last arm of a cascade runs when the N−1 before it fail; the best ones fail least.
+fn least_seen(environment: &Environment, settings: &SimSettings) -> f64 {
+    if settings.mode != Mode::AnyWin {
+        return 1.0;
+    }
+    let mut misses: Vec<f64> = environment.arms.iter().map(|arm| 1.0 - arm.mean).collect();
+    misses.sort_by(f64::total_cmp);
+    let before = (settings.max_arms.max(1) as usize).min(misses.len()) - 1;
+    misses.iter().take(before).product()
 }
 
 /// Running sums at one checkpoint of one seed.
@@ -178,6 +265,8 @@ struct Sums {
 struct Run {
     /// One for each checkpoint.
     sums: Vec<Sums>,
+    /// Reward up to the shock.
+    before_shock: f64,
     fallbacks: Fallbacks,
 }
 
@@ -210,9 +299,16 @@ fn run(
     let model = model(settings.mode);
     let (mut scores, mut costs) = (vec![0.0; arms.len()], vec![0.0; arms.len()]);
     let (mut sums, mut taken) = (Sums::default(), Vec::with_capacity(points.len()));
+    let (mut means, mut before_shock) = (environment.means_at(1), 0.0);
+    let shock_at = environment.shock.as_ref().map(|shock| shock.at);
     for t in 1..=settings.rounds {
-        for ((arm, score), cost) in arms.iter().zip(&mut scores).zip(&mut costs) {
-            *score = f64::from(u8::from(coin(arm.mean, &mut world)));
+        if shock_at.is_some_and(|at| t == at + 1) {
+            before_shock = sums.reward;
+            means = environment.means_at(t);
+        }
+        let draws = scores.iter_mut().zip(&mut costs);
+        for ((arm, mean), (score, cost)) in arms.iter().zip(&means).zip(draws) {
+            *score = f64::from(u8::from(coin(*mean, &mut world)));
             *cost = environment.draw_cost(arm, unit(&mut world));
         }
         let played = drive.play(&Truth {
@@ -223,8 +319,9 @@ fn run(
             tokens: None,
         })?;
         pace.step()?;
-        let chosen = played.choices.iter().filter_map(|&k| arms.get(k as usize));
-        sums.reward += model.reward(chosen.map(|arm| arm.mean));
+        let chosen = played.choices.iter();
+        let chosen = chosen.filter_map(|&k| means.get(k as usize));
+        sums.reward += model.reward(chosen.copied());
         sums.cost += played.paid;
         sums.hinge += (played.paid - settings.budget).max(0.0);
         if points.get(taken.len()) == Some(&t) {
@@ -233,6 +330,7 @@ fn run(
     }
     Ok(Run {
         sums: taken,
+        before_shock,
         fallbacks: drive.fallbacks,
     })
 }

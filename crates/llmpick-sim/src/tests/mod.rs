@@ -4,5 +4,6 @@
 mod logged;
 mod native;
 mod plugins;
+mod proof;
 mod replaying;
 mod simulating;

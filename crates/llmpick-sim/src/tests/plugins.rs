@@ -30,6 +30,14 @@ fn library(name: &str) -> Option<Arc<Library>> {
     Some(Library::load(&path, &LoadOptions::ANYWHERE).unwrap())
 }
 
+/// A router as the command line names it, or `None` with a line where it is not built.
+pub fn source(text: &str) -> Option<RouterSource> {
+    let (name, settings) = text.split_once(',').unwrap_or((text, ""));
+    let library = library(name.split(':').next().unwrap())?;
+    let settings = settings.split(',').filter(|setting| !setting.is_empty());
+    Some(RouterSource::of_library(library, name, settings).unwrap())
+}
+
 fn curves(report: SimReport) -> SimReport {
     SimReport {
         router: String::new(),

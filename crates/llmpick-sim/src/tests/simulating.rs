@@ -267,6 +267,7 @@ fn the_plot_names_each_line_and_is_well_formed() {
     assert_eq!(picture.matches("a&lt;b&amp;c").count(), 4);
     assert_eq!(picture.matches(">thompson<").count(), 4);
     assert_eq!(picture.matches("stroke-dasharray=\"7 3\"").count(), 4);
+    assert_eq!(picture.matches(">bound of the theorem<").count(), 2);
     assert!(!picture.contains("NaN") && !picture.contains("inf"));
     let opened = picture.matches("<text").count();
     assert_eq!(opened, picture.matches("</text>").count());

@@ -8,11 +8,12 @@ use llmpick_daemon::Settings;
 use llmpick_daemon::ledger::Ledger;
 use llmpick_sim::{
     Costs, Estimate, Figure, LeftOut, Log, LogReport, LogSettings, Mix, ReplayReport,
-    ReplaySettings, RouterSource, Share, Table, TableErrorKind, TableFiles, replay,
+    ReplaySettings, RouterSource, Share, Table, TableErrorKind, TableFiles, replay, replay_svg,
 };
 
 use super::sim::{
-    RouterSettings, look_on, note_fallbacks, parse_budget, play_error, plus_minus, router,
+    RouterSettings, look_on, note_fallbacks, parse_budget, parse_share, play_error, plus_minus,
+    router, write_plot,
 };
 use crate::cli::Global;
 use crate::error::{CliError, ExitCode, Result, chain};
@@ -80,6 +81,10 @@ pub struct ReplayArgs {
     /// 1e-4,3e-4,none
     #[arg(long = "budget", value_name = "RHO", value_delimiter = ',', value_parser = parse_budget, allow_negative_numbers = true)]
     budgets: Vec<f64>,
+    /// Draw reward and use of the budget against queries into this file; of several budgets
+    /// the first
+    #[arg(long, value_name = "FILE.svg", conflicts_with = "ledger")]
+    plot: Option<Utf8PathBuf>,
     /// How many orders of the queries
     #[arg(long, value_name = "K", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     shuffles: u32,
@@ -98,14 +103,6 @@ const RECIPE_BUDGETS: [f64; 3] = [1e-4, 3e-4, f64::INFINITY];
 enum Recipe {
     /// output_chars.csv, questions_meta.csv and models.csv: characters / 4 × price
     MmluPro,
-}
-
-fn parse_share(text: &str) -> std::result::Result<f64, String> {
-    let share = text
-        .parse::<f64>()
-        .ok()
-        .filter(|share| (0.0..=1.0).contains(share));
-    share.ok_or_else(|| "a number from 0 to 1 was expected".to_owned())
 }
 
 /// Replays and prints; with `--json` an object for one router under one budget, an array for
@@ -141,6 +138,9 @@ pub fn run(args: ReplayArgs, global: &Global, printer: Printer) -> Result<()> {
     for report in &reports {
         let reason = report.fallback_reason.as_deref();
         note_fallbacks(printer, &report.router, report.fallbacks, reason);
+    }
+    if let (Some(path), Some(first)) = (&args.plot, reports.chunks(routers.len()).next()) {
+        write_plot(path, &replay_svg(first))?;
     }
     match &reports[..] {
         [report] => printer.value(report, || text(&reports, routers.len())),

@@ -10,8 +10,9 @@ use clap::{Args, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use llmpick_core::Mode;
 use llmpick_sim::{
-    Checkpoint, Environment, EnvironmentErrorKind, Estimate, PlayError, RouterSource, SimReport,
-    SimSettings, SourceError, Watch, checkpoints, simulate, svg,
+    Checkpoint, ConvergeReport, ConvergeSettings, Environment, EnvironmentErrorKind, Estimate,
+    PlayError, RouterSource, ShockReport, SimReport, SimSettings, SourceError, Watch, checkpoints,
+    converge, simulate, svg,
 };
 
 use crate::cli::Global;
@@ -32,9 +33,78 @@ enum What {
     Run(RunArgs),
     /// Play several routers in the same world; print one table of their figures
     Compare(CompareArgs),
+    /// Let routers that settle on one arm settle; print which they settle on, and how soon
+    Pickllm(PickllmArgs),
+}
+
+/// What `--env` reads, below the options.
+const FILES: &str = "\
+A world of your own is a .csv with the columns arm, mean and cost (a call scores 1 with probability \
+mean, else 0, and costs cost x U(0.5, 1.5) dollars), or a .toml:
+
+  budget = 0.2        # dollars per round, unless --budget says otherwise
+  cost_cap = 1.0      # no call costs more
+  shock_at = 1500     # after this round arms have their mean_after
+
+  [[arm]]
+  id = \"small\"
+  mean = 0.45
+  cost = 0.03
+  mean_after = 0.30   # where it changes";
+
+#[derive(Args, Debug)]
+struct PickllmArgs {
+    /// Router plugins with their settings. With none, pickllm's learners as in the reference
+    /// table; a Q-learner plays 500 steps
+    #[arg(value_name = "PLUGIN")]
+    routers: Vec<String>,
+    /// Mean score of each arm
+    #[arg(long, value_name = "MEANS", value_delimiter = ',', default_value = "0.8,0.65,0.55,0.4", value_parser = parse_share)]
+    means: Vec<f64>,
+    /// Standard deviation of a score, which is cut to 0..=1
+    #[arg(long, value_name = "SD", default_value_t = 0.15, value_parser = parse_share)]
+    sd: f64,
+    /// Most steps of a seed
+    #[arg(long, value_name = "T", value_parser = clap::value_parser!(u64).range(1..))]
+    steps: Option<u64>,
+    /// How many seeds
+    #[arg(long, value_name = "K", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    seeds: u32,
+    /// The first seed; the others follow it
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    seed: u64,
+    #[command(flatten)]
+    settings: RouterSettings,
+    /// Threads to play on; without it one for each core. It changes no figure
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+}
+
+/// The learners of the reference table (ALGORITHMS 2.3), on scores alone.
+const LEARNERS: [&str; 12] = [
+    "automaton,b=0.02",
+    "automaton,b=0.05",
+    "automaton,b=0.1",
+    "automaton,b=0.2",
+    "automaton,b=0.3",
+    "automaton,b=0.5",
+    "pursuit,b=0.05",
+    "pursuit,b=0.1",
+    "q,alpha=0.1,q_start=0",
+    "q,alpha=0.1,q_start=1",
+    "q,alpha=0.3,q_start=0",
+    "q,alpha=0.3,q_start=1",
+];
+
+/// A number from 0 to 1.
+pub fn parse_share(text: &str) -> std::result::Result<f64, String> {
+    let share = text.parse::<f64>().ok();
+    let share = share.filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "a number from 0 to 1 was expected".to_owned())
 }
 
 #[derive(Args, Debug)]
+#[command(after_long_help = FILES)]
 struct RunArgs {
     /// A router plugin: LIBRARY[:PLUGIN][,KEY=VALUE]..., for example baselines:cucb
     #[arg(value_name = "PLUGIN", conflicts_with = "router")]
@@ -49,6 +119,7 @@ struct RunArgs {
 }
 
 #[derive(Args, Debug)]
+#[command(after_long_help = FILES)]
 struct CompareArgs {
     /// Router plugins with their settings, for example c2mabv,alpha_c=0.01. With none, the
     /// line-up of the reference figures: c2mabv with four pairs of alphas, and every baseline
@@ -94,9 +165,13 @@ impl RouterSettings {
 
 #[derive(Args, Debug)]
 struct WorldArgs {
-    /// S (nine made-up arms), G (nine models on GPQA), or a file: .toml or .csv (arm,mean,cost)
-    #[arg(long, value_name = "S|G|FILE", default_value = "S")]
+    /// S (nine made-up arms), G (nine models on GPQA), drift (S, five of whose arms change
+    /// after round 1500), or a file: .toml or .csv, see below
+    #[arg(long, value_name = "S|G|drift|FILE", default_value = "S")]
     env: String,
+    /// Let the change of a world that changes come after this round
+    #[arg(long, value_name = "T", value_parser = clap::value_parser!(u64).range(1..))]
+    shock_at: Option<u64>,
     /// How the chosen arms work together
     #[arg(long, value_enum, default_value = "sum_up")]
     mode: ModeArg,
@@ -191,7 +266,72 @@ pub fn run(args: SimArgs, global: &Global, printer: Printer) -> Result<()> {
             }
             printer.value(&reports, || comparison(&reports))
         }
+        What::Pickllm(args) => pickllm(&args, global, printer),
     }
+}
+
+/// Lets learners settle and prints a table.
+fn pickllm(args: &PickllmArgs, global: &Global, printer: Printer) -> Result<()> {
+    let (global, with) = args.settings.split(global);
+    let folders = open::plugin_folders(&open::settings(&global, Vec::new())?);
+    let mut names = args.routers.clone();
+    if names.is_empty() {
+        let named =
+            |learner: &&str| format!("pickllm,learner={learner},weight_cost=0,weight_latency=0");
+        names = LEARNERS.iter().map(named).collect();
+    }
+    let routers = names.iter().map(|text| router(&folders, text, &with));
+    let routers = routers.collect::<Result<Vec<_>>>()?;
+    let reference = ConvergeSettings::reference();
+    let settings = |router: &RouterSource| {
+        let is_q = router.label().contains("learner=q,");
+        ConvergeSettings {
+            means: args.means.clone(),
+            deviation: args.sd,
+            steps: args
+                .steps
+                .unwrap_or(if is_q { 500 } else { reference.steps }),
+            seeds: args.seeds,
+            first_seed: args.seed,
+        }
+    };
+    // How long each takes is what is to be found out: the bar counts what it can.
+    let reports = look_on(0, args.threads, |watch| {
+        let play = |router: &RouterSource| {
+            let start = || router.start();
+            let report = converge(&settings(router), router.label(), &start, watch);
+            report.map_err(|error| play_error(&error))
+        };
+        routers.iter().map(play).collect::<Result<Vec<_>>>()
+    })?;
+    for report in &reports {
+        let reason = report.fallback_reason.as_deref();
+        note_fallbacks(printer, &report.router, report.fallbacks, reason);
+    }
+    printer.value(&reports, || settled(args, &reports))
+}
+
+fn settled(args: &PickllmArgs, reports: &[ConvergeReport]) -> String {
+    let means: Vec<String> = args.means.iter().map(f64::to_string).collect();
+    let heading = format!(
+        "arms of mean score {}, deviation {}, {} seeds",
+        means.join(", "),
+        args.sd,
+        args.seeds
+    );
+    let row = |report: &ConvergeReport| {
+        let steps = report
+            .median_steps
+            .map_or("–".to_owned(), |steps| steps.to_string());
+        vec![
+            report.router.clone(),
+            plus_minus(&report.best, 3),
+            format!("{:.3}", report.settled),
+            steps,
+        ]
+    };
+    let header = ["router", "ends with the best>", "settled>", "median steps>"];
+    format!("{heading}\n\n{}", table(&header, reports.iter().map(row)))
 }
 
 /// The routers of the reference figures (ALGORITHMS 1.8) for T rounds of this world.
@@ -285,13 +425,23 @@ pub fn plus_minus(estimate: &Estimate, digits: usize) -> String {
 
 impl WorldArgs {
     fn environment(&self) -> Result<Environment> {
-        Environment::open(&self.env).map_err(|error| {
+        let mut world = Environment::open(&self.env).map_err(|error| {
             let code = match error.kind {
                 EnvironmentErrorKind::Read(_) => ExitCode::Usage,
                 _ => ExitCode::Failed,
             };
             CliError::new(code, chain(&error))
-        })
+        })?;
+        match (&mut world.shock, self.shock_at) {
+            (_, None) => {}
+            (Some(shock), Some(at)) => shock.at = at,
+            (None, Some(_)) => {
+                let text = format!("nothing changes in the environment {}", world.name);
+                return Err(CliError::new(ExitCode::Usage, text)
+                    .hint("--env drift changes; a .toml does with shock_at and mean_after"));
+            }
+        }
+        Ok(world)
     }
 
     /// Refuses a round at which no figures are taken.
@@ -414,11 +564,38 @@ fn curve(report: &SimReport) -> String {
     };
     let rows = report.checkpoints.iter().map(row);
     format!(
-        "{}\n{}\n\n{}",
+        "{}\n{}\n\n{}{}",
         report.router,
         heading(report),
-        table(&header, rows)
+        table(&header, rows),
+        shocks(std::slice::from_ref(report))
     )
+}
+
+/// Rewards before and after a world's change, where it changes.
+fn shocks(reports: &[SimReport]) -> String {
+    let shock = |report: &SimReport| report.shock.map(|shock| (report.router.clone(), shock));
+    let shocks: Vec<_> = reports.iter().filter_map(shock).collect();
+    let Some((_, first)) = shocks.first() else {
+        return String::new();
+    };
+    let optimum = reports.first().map_or(f64::NAN, |report| report.optimum);
+    let optimum = vec![
+        "relaxed optimum".to_owned(),
+        format!("{optimum:.4}"),
+        format!("{:.4}", first.optimum_after),
+    ];
+    let row = |(router, shock): &(String, ShockReport)| {
+        vec![
+            router.clone(),
+            plus_minus(&shock.before, 4),
+            plus_minus(&shock.after, 4),
+        ]
+    };
+    let at = format!("reward, change after round {}", first.at);
+    let header = [at.as_str(), "before>", "after>"];
+    let rows = shocks.iter().map(row).chain([optimum]);
+    format!("\n\n{}", table(&header, rows))
 }
 
 fn comparison(reports: &[SimReport]) -> String {
@@ -433,8 +610,9 @@ fn comparison(reports: &[SimReport]) -> String {
         .and_then(|report| Some((report, report.checkpoints.last()?.t)));
     let title = last.map(|(report, t)| format!("{}, after {t} rounds", heading(report)));
     format!(
-        "{}\n\n{}",
+        "{}\n\n{}{}",
         title.unwrap_or_default(),
-        table(&header, reports.iter().map(row))
+        table(&header, reports.iter().map(row)),
+        shocks(reports)
     )
 }
