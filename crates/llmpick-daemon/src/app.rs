@@ -287,6 +287,7 @@ fn dispatch_settings(settings: &Settings) -> DispatchSettings {
         modes: vec![router.mode],
         max_arms: router.max_arms,
         accept_threshold: Some(router.accept_threshold),
+        context: router.context,
         cost_budget: settings.budget.per_request_usd,
         budgets: vec![TOTAL_BUDGET.to_owned()],
         frozen: router.frozen,

@@ -45,6 +45,8 @@ pub struct ChatCall {
     pub max_cost: Option<f64>,
     /// Context tag, may be empty.
     pub context: String,
+    /// Numbers that describe the request; empty for none.
+    pub features: Vec<f32>,
     /// The right answer.
     pub reference: Option<String>,
     /// The scorer.
@@ -426,6 +428,7 @@ fn chat_body(call: &ChatCall) -> Value {
         "max_arms": call.max_arms,
         "max_cost": call.max_cost,
         "context": call.context,
+        "features": (!call.features.is_empty()).then_some(&call.features),
         "reference": call.reference,
         "scorer": call.scorer,
     }));

@@ -166,7 +166,10 @@ impl Learner {
                     return Ok(applied);
                 }
                 self.cursor = row.cursor;
-                let feedback = row.for_router(&self.name);
+                let mut feedback = row.for_router(&self.name);
+                if !self.needs.features {
+                    feedback.features.clear();
+                }
                 if self
                     .only
                     .as_ref()
@@ -189,7 +192,11 @@ impl Learner {
 
     /// Asks the router. A native router that panics is a fault like any other.
     pub(crate) fn select(&mut self, request: &SelectRequest<'_>) -> Result<Decision, RouterError> {
-        guarded(|| self.router.select(request))
+        let request = SelectRequest {
+            features: request.features.filter(|_| self.needs.features),
+            ..request.clone()
+        };
+        guarded(|| self.router.select(&request))
     }
 
     /// Writes a snapshot if enough has been learnt since the last, or, `now`, if anything has.

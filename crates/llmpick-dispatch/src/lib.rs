@@ -29,5 +29,5 @@ pub use event::{
 };
 pub use learner::Handover;
 pub use llmpick_ledger::{ArmStats, RouteRecord, StatsFilter};
-pub use request::{Measured, Part, RouteRequest, Target};
-pub use settings::DispatchSettings;
+pub use request::{MOST_FEATURES, Measured, Part, RouteRequest, Target};
+pub use settings::{ContextFrom, DispatchSettings};

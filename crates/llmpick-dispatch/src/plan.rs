@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use llmpick_core::{
-    Backend, Candidate, Decision, DecisionSource, Mode, NanoDollars, Prompt, RouteId,
+    Backend, Candidate, ContextKey, Decision, DecisionSource, Mode, NanoDollars, Prompt, RouteId,
     ScheduleRequest, ScheduledArm, Scheduler, SelectRequest,
 };
 use llmpick_ledger::{
@@ -15,7 +15,9 @@ use sha2::{Digest, Sha256};
 use crate::candidates::{Candidature, Estimate, Purse, Unfit, candidatures, for_share};
 use crate::grade::Jury;
 use crate::open::OpenRoute;
-use crate::{Dispatch, DispatchError, Part, RouteRequest, Target, fallback};
+use crate::{
+    ContextFrom, Dispatch, DispatchError, MOST_FEATURES, Part, RouteRequest, Target, fallback,
+};
 
 /// Most parts of one request: each has its own calls in the ledger and its own money.
 pub(crate) const MAX_PARTS: usize = 256;
@@ -124,6 +126,8 @@ pub(crate) fn plan(
     let parts = parts.into_iter().map(|(part, _)| part).collect();
     let limits = limits(dispatch, request, &modes, &pool, estimate, &described)?;
 
+    let context = context(dispatch, request);
+
     // Learning goes on in the ledger's order, and so does deciding: one request at a time.
     let mut learner = dispatch.learner.lock();
     learner.catch_up(&dispatch.ledger)?;
@@ -131,7 +135,7 @@ pub(crate) fn plan(
         at_ms: dispatch.clock.unix_ms(),
         prompt_hash: prompt_hash(&request.text()),
         prompt: dispatch.settings.keep_prompts.then(|| request.text()),
-        context: request.context.clone(),
+        context: context.clone(),
         session: request.session.clone(),
         target: target(&request.target),
         router: learner.name().to_owned(),
@@ -154,10 +158,11 @@ pub(crate) fn plan(
         time_budget: dispatch.settings.select_budget,
         candidates: &candidates,
         allowed_modes: &limits.allowed_modes,
-        task: &request.context.0,
+        task: &context.0,
         session: &request.session,
         prompt: prompt.as_deref(),
-        features: None,
+        // Shown on to routers that need them.
+        features: Some(limits.features.as_slice()).filter(|features| !features.is_empty()),
         prompt_tokens: limits.prompt_tokens,
         max_new_tokens: limits.max_new_tokens,
         max_cost: limits.max_cost,
@@ -590,6 +595,30 @@ fn purse(dispatch: &Dispatch, request: &RouteRequest) -> Result<Purse, DispatchE
     })
 }
 
+/// Under which context the request's statistics are kept.
+fn context(dispatch: &Dispatch, request: &RouteRequest) -> ContextKey {
+    match dispatch.settings.context {
+        ContextFrom::Session if !request.session.is_empty() => ContextKey(request.session.clone()),
+        _ => request.context.clone(),
+    }
+}
+
+/// The request's features, held to their bounds.
+fn features(request: &RouteRequest) -> Result<Vec<f32>, DispatchError> {
+    let bad = |what: String| Err(DispatchError::InvalidRequest(what));
+    let features = &request.features;
+    if features.len() > MOST_FEATURES {
+        return bad(format!(
+            "a request has at most {MOST_FEATURES} features, not {}",
+            features.len()
+        ));
+    }
+    match features.iter().find(|feature| !feature.is_finite()) {
+        Some(odd) => bad(format!("features are finite numbers, and {odd} is none")),
+        None => Ok(features.clone()),
+    }
+}
+
 fn limits(
     dispatch: &Dispatch,
     request: &RouteRequest,
@@ -609,6 +638,7 @@ fn limits(
             "max_arms is at least 1, not 0".into(),
         ));
     }
+    let features = features(request)?;
     let ms = |time: std::time::Duration| time.as_secs_f64() * 1e3;
     Ok(RouteLimits {
         arms_epoch: pool.epoch,
@@ -620,6 +650,7 @@ fn limits(
         min_score: request.min_score.map_or(f64::NAN, f64::from),
         cost_budget: cost_budget.unwrap_or(f64::NAN),
         max_arms: max_arms(dispatch, request, modes),
+        features,
     })
 }
 

@@ -8,6 +8,9 @@ use llmpick_core::{
     ArmId, Backend, ContextKey, GenerateRequest, Message, Mode, NanoDollars, Prompt, Score, Usage,
 };
 
+/// Most features of one request.
+pub const MOST_FEATURES: usize = 4096;
+
 /// One request, with everything that bears on its route.
 #[derive(Clone, Debug)]
 pub struct RouteRequest {
@@ -32,10 +35,15 @@ pub struct RouteRequest {
     pub cost_budget: Option<f64>,
     /// The least score the user accepts: the threshold of a cascade.
     pub min_score: Option<Score>,
-    /// Under which context statistics are kept. May be empty.
+    /// Under which context statistics are kept, unless the settings take the session for it.
+    /// May be empty.
     pub context: ContextKey,
     /// Opaque session, may be empty.
     pub session: String,
+    /// Numbers that describe the request (an embedding, for example), at most
+    /// [`MOST_FEATURES`], all finite; empty for none. Recorded, and shown to routers that
+    /// declare that they need them.
+    pub features: Vec<f32>,
     /// The right answer, where one is known.
     pub reference: Option<String>,
     /// The scorer by name; `None` takes the first that has something to go by.
@@ -61,6 +69,7 @@ impl RouteRequest {
             min_score: None,
             context: ContextKey::default(),
             session: String::new(),
+            features: Vec::new(),
             reference: None,
             scorer: None,
             learn: true,

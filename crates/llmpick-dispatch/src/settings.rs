@@ -4,6 +4,16 @@ use std::time::Duration;
 
 use llmpick_core::{Mode, Score};
 
+/// What of a request is the context under which statistics are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ContextFrom {
+    /// Its context tag: what kind of task it is.
+    #[default]
+    Task,
+    /// Its session (a conversation, a user, a tenant); the tag where it names none.
+    Session,
+}
+
 /// How dispatch behaves where a request says nothing.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DispatchSettings {
@@ -17,6 +27,8 @@ pub struct DispatchSettings {
     pub max_attempts: u32,
     /// An answer with at least this score ends a cascade.
     pub accept_threshold: Option<Score>,
+    /// What is the context of a request.
+    pub context: ContextFrom,
     /// The scorer of requests that name none; `None` takes the first that has something to go by.
     pub scorer: Option<String>,
     /// Long-term budget per request in dollars (the paper's ρ).
@@ -48,6 +60,7 @@ impl Default for DispatchSettings {
             max_arms: 3,
             max_attempts: 3,
             accept_threshold: None,
+            context: ContextFrom::Task,
             scorer: None,
             cost_budget: None,
             budgets: Vec::new(),

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use camino::Utf8PathBuf;
 use common::{Habit, Setup, State, Tester, ask, request};
-use llmpick_core::{BackendError, RouteId, Score};
-use llmpick_dispatch::{DispatchError, RouteRequest};
+use llmpick_core::{BackendError, Mode, RouteId, Score};
+use llmpick_dispatch::{ContextFrom, DispatchError, MOST_FEATURES, RouteRequest};
 use llmpick_ledger::{Ledger, RouteFilter, RouteStatus};
 use llmpick_testkit::{Answer, FakeBackend};
 
@@ -263,6 +263,75 @@ async fn a_kill_loses_nothing() {
         for route in setup.ledger.routes(&all).unwrap() {
             let open = matches!(route.status, RouteStatus::Deciding | RouteStatus::Running);
             assert!(!open, "{} was left open", route.id);
+        }
+    }
+}
+
+#[tokio::test]
+async fn features_are_recorded_and_shown_to_routers_that_need_them() {
+    let with = |features: &[f32]| RouteRequest {
+        features: features.to_vec(),
+        ..request()
+    };
+    for (habit, chosen) in [
+        (Habit::Features, "b"),
+        (Habit::Plan(vec![0], Mode::Single), "a"),
+    ] {
+        let needs = matches!(habit, Habit::Features);
+        let arms = ["a", "b"].map(|name| FakeBackend::new(name, Answer::text("yes")));
+        let setup = Setup::new(arms.into(), habit);
+        let (dispatch, state) = setup.start();
+        let seen = ask(&dispatch, with(&[1.0, 0.3, -7.5e-3])).await;
+        assert_eq!(seen.chosen, [chosen]);
+        let route = seen.summary().route_id;
+        let record = dispatch.route_record(route).unwrap();
+        assert_eq!(record.limits.features, [1.0, 0.3, -7.5e-3]);
+        // What a router that needs them is told comes from the ledger, bit for bit.
+        let (mut router, told) = Tester::boxed(Habit::Wander);
+        for row in setup.ledger.feedback_after(0, 10).unwrap() {
+            let mut feedback = row.for_router("tester");
+            assert_eq!(feedback.features, [1.0, 0.3, -7.5e-3]);
+            if !needs {
+                feedback.features.clear();
+            }
+            router.feedback(&feedback).unwrap();
+        }
+        assert_eq!(*state.lock().unwrap(), *told.lock().unwrap());
+        for bad in [
+            &[f32::NAN][..],
+            &[f32::INFINITY],
+            &vec![0.0; MOST_FEATURES + 1],
+        ] {
+            let error = dispatch.run(with(bad)).await.unwrap_err();
+            assert!(matches!(error, DispatchError::InvalidRequest(_)), "{error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_context_is_the_tag_or_the_session_as_the_settings_say() {
+    let asked = |tag: &str, session: &str| RouteRequest {
+        context: llmpick_core::ContextKey(tag.into()),
+        session: session.into(),
+        ..request()
+    };
+    for (from, want) in [
+        (ContextFrom::Task, ["maths", "maths"]),
+        (ContextFrom::Session, ["alice", "maths"]),
+    ] {
+        let arms = vec![FakeBackend::new("a", Answer::text("yes"))];
+        let mut setup = Setup::new(arms, Habit::Plan(vec![0], Mode::Single));
+        setup.settings.context = from;
+        let (dispatch, _) = setup.start();
+        for (session, want) in ["alice", ""].iter().zip(want) {
+            let route = ask(&dispatch, asked("maths", session))
+                .await
+                .summary()
+                .route_id;
+            let record = dispatch.route_record(route).unwrap();
+            assert_eq!(record.context.0, want, "{from:?}");
+            assert_eq!(record.feedback[0].feedback.task, want, "{from:?}");
+            assert_eq!(record.session, *session);
         }
     }
 }

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, named_params, pa
 use serde::{Deserialize, Serialize};
 
 use crate::route::{arm_id, score};
-use crate::value::{Bits, Word, nan, real};
+use crate::value::{Bits, Floats, Word, nan, real};
 use crate::{CallId, Ledger, LedgerError, LedgerErrorKind, measured};
 
 /// How far a learner has come: the last row it has applied, with that row's random nonce.
@@ -78,10 +78,13 @@ impl Ledger {
         limit: u32,
     ) -> Result<Vec<FeedbackRecord>, LedgerError> {
         self.read(|conn| {
-            conn.prepare_cached("SELECT * FROM feedback WHERE id > ? ORDER BY id LIMIT ?")?
-                .query_map(params![Bits(after), limit], from_row)?
-                .collect::<Result<_, _>>()
-                .map_err(Into::into)
+            conn.prepare_cached(
+                "SELECT f.*, r.features FROM feedback f JOIN routes r ON r.id = f.route
+                 WHERE f.id > ? ORDER BY f.id LIMIT ?",
+            )?
+            .query_map(params![Bits(after), limit], from_row)?
+            .collect::<Result<_, _>>()
+            .map_err(Into::into)
         })
     }
 
@@ -200,10 +203,13 @@ pub(crate) fn of_route(
     conn: &Connection,
     route: RouteId,
 ) -> Result<Vec<FeedbackRecord>, LedgerErrorKind> {
-    conn.prepare_cached("SELECT * FROM feedback WHERE route = ? ORDER BY id")?
-        .query_map([Bits(route.0)], from_row)?
-        .collect::<Result<_, _>>()
-        .map_err(Into::into)
+    conn.prepare_cached(
+        "SELECT f.*, r.features FROM feedback f JOIN routes r ON r.id = f.route
+         WHERE f.route = ? ORDER BY f.id",
+    )?
+    .query_map([Bits(route.0)], from_row)?
+    .collect::<Result<_, _>>()
+    .map_err(Into::into)
 }
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<FeedbackRecord> {
@@ -222,7 +228,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<FeedbackRecord> {
             position: row.get("position")?,
             outcome: row.get::<_, Word<OutcomeKind>>("outcome")?.0,
             task: row.get("task")?,
-            features: Vec::new(),
+            features: row.get::<_, Floats>("features")?.0,
             fallback: row.get("fallback")?,
             cold: row.get("cold")?,
             prompt_tokens: row.get("prompt_tokens")?,

@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, named_params, pa
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::value::{Bits, Json, Word, nan, real};
+use crate::value::{Bits, Floats, Json, Word, nan, real};
 use crate::{
     CallId, CallRecord, FeedbackRecord, Ledger, LedgerError, LedgerErrorKind, PartEnd, PartRecord,
     ShadowRecord, budget, call, feedback, measured, part, shadow,
@@ -59,6 +59,10 @@ pub struct RouteLimits {
     pub cost_budget: f64,
     /// Most arms in the plan.
     pub max_arms: u32,
+    /// Features of the request, all finite; empty for none. Recorded whether or not the router
+    /// needs them, so that another one can learn from them later.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub features: Vec<f32>,
 }
 
 /// What a router was told about one arm, and what came of it.
@@ -360,10 +364,10 @@ fn begin(
     tx.prepare_cached(
         "INSERT INTO routes (owner, at_ms, prompt_hash, prompt, context, session, target, router,
            seed, arms_epoch, allowed_modes, prompt_tokens, max_new_tokens, max_cost,
-           max_latency_ms, min_score, cost_budget, max_arms, learn, status)
+           max_latency_ms, min_score, cost_budget, max_arms, features, learn, status)
          VALUES (:owner, :at_ms, :prompt_hash, :prompt, :context, :session, :target, :router,
            0, :arms_epoch, :allowed_modes, :prompt_tokens, :max_new_tokens, :max_cost,
-           :max_latency_ms, :min_score, :cost_budget, :max_arms, :learn, :status)",
+           :max_latency_ms, :min_score, :cost_budget, :max_arms, :features, :learn, :status)",
     )?
     .execute(named_params! {
         ":owner": owner,
@@ -383,6 +387,7 @@ fn begin(
         ":min_score": real(limits.min_score),
         ":cost_budget": real(limits.cost_budget),
         ":max_arms": limits.max_arms,
+        ":features": Floats(limits.features.clone()),
         ":learn": new.learn,
         ":status": Word(RouteStatus::Deciding),
     })?;
@@ -524,6 +529,7 @@ fn from_row(row: &Row<'_>, candidates: Vec<CandidateRecord>) -> rusqlite::Result
             min_score: nan(row, "min_score")?,
             cost_budget: nan(row, "cost_budget")?,
             max_arms: row.get("max_arms")?,
+            features: row.get::<_, Floats>("features")?.0,
         },
         decision: decision(row, &candidates)?,
         candidates,

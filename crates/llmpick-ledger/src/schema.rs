@@ -20,7 +20,7 @@ pub const CURRENT: LedgerVersion = LedgerVersion(MIGRATIONS.len() as u32);
 pub const APPLICATION_ID: i32 = i32::from_be_bytes(*b"llmp");
 
 /// Step `n` turns version `n` into `n + 1`; version 0 is an empty file.
-const MIGRATIONS: &[&str] = &[V1, V2, V3];
+const MIGRATIONS: &[&str] = &[V1, V2, V3, V4];
 
 const V1: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -177,6 +177,12 @@ CREATE TABLE shadows (
   reason TEXT NOT NULL,
   error TEXT
 );
+";
+
+/// A program that knows only version 3 would learn without the features, and so something else.
+const V4: &str = "
+-- The request's features: 32-bit floats, little-endian; NULL for none.
+ALTER TABLE routes ADD COLUMN features BLOB;
 ";
 
 /// Brings the file to [`CURRENT`], all or nothing; several programs may try at once.

@@ -53,6 +53,35 @@ impl<T: serde::de::DeserializeOwned> FromSql for Word<T> {
     }
 }
 
+/// Features as 32-bit floats, little-endian; none at all are NULL.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Floats(pub(crate) Vec<f32>);
+
+impl ToSql for Floats {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        let bytes: Vec<u8> = self.0.iter().flat_map(|x| x.to_le_bytes()).collect();
+        Ok(match bytes.is_empty() {
+            true => rusqlite::types::Null.into(),
+            false => bytes.into(),
+        })
+    }
+}
+
+impl FromSql for Floats {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        let Some(bytes) = value.as_blob_or_null()? else {
+            return Ok(Self(Vec::new()));
+        };
+        let (floats, rest) = bytes.as_chunks::<4>();
+        match rest.is_empty() {
+            true => Ok(Self(
+                floats.iter().map(|x| f32::from_le_bytes(*x)).collect(),
+            )),
+            false => Err(FromSqlError::InvalidType),
+        }
+    }
+}
+
 /// Anything serde knows, kept as JSON text.
 #[derive(Clone, Debug)]
 pub(crate) struct Json<T>(pub(crate) T);

@@ -38,7 +38,7 @@ fn a_ledger_keeps_its_name_seed_and_rows() {
         format!("{:?}", ledger.route(route).unwrap()),
         format!("{record:?}")
     );
-    assert_eq!(CURRENT, LedgerVersion(3));
+    assert_eq!(CURRENT, LedgerVersion(4));
     let other = Ledger::open_in_memory().unwrap();
     assert_ne!(other.id(), &id, "two ledgers are never one");
     drop(ledger);
@@ -99,7 +99,7 @@ fn a_newer_format_is_refused() {
             kind,
             LedgerErrorKind::Newer {
                 found: 99,
-                known: 3
+                known: 4
             }
         ),
         "{kind:?}"

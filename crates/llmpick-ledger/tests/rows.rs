@@ -313,3 +313,31 @@ fn an_arm_that_worked_on_several_parts_gives_one_feedback() {
     );
     assert!(!ledger.late_score(&late(route, 1.0, "user")).unwrap());
 }
+
+#[test]
+fn what_is_learnt_has_the_features_of_its_request() {
+    let ledger = Ledger::open_in_memory().unwrap();
+    let (route, _) = answered(&ledger, "a", 1.0, "");
+    assert!(ledger.late_score(&late(route, 0.0, "user")).unwrap());
+    let mut plain = new_route("");
+    plain.limits.features.clear();
+    let (none, _) = ledger.begin_route(&plain).unwrap();
+    let want = [0.1_f32, -2.5e-8, f32::MAX];
+    let rows = ledger.feedback_after(0, 10).unwrap();
+    assert_eq!(rows.len(), 2, "the call and the later grade");
+    for row in rows
+        .iter()
+        .chain(&ledger.route(route).unwrap().unwrap().feedback)
+    {
+        assert_eq!(row.feedback.features, want);
+    }
+    assert!(
+        ledger
+            .route(none)
+            .unwrap()
+            .unwrap()
+            .limits
+            .features
+            .is_empty()
+    );
+}

@@ -209,3 +209,14 @@ fn the_third_format_still_opens() {
     assert_eq!(route.shadow, Some(shadow()));
     assert_eq!(ledger.shadow_stats().unwrap()[0].asked, 1);
 }
+
+#[test]
+fn the_fourth_format_still_opens() {
+    let (_dir, path) = place();
+    copy_of("ledger-v4.db", &path);
+    let ledger = Ledger::open(&path).unwrap();
+    let route = ledger.last_route().unwrap().unwrap();
+    assert_eq!(route.limits.features, [0.1, -2.5e-8, f32::MAX]);
+    let learnt = &route.feedback[1].feedback;
+    assert_eq!(learnt.features, [0.1, -2.5e-8, f32::MAX]);
+}

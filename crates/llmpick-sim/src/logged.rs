@@ -317,7 +317,8 @@ fn ask(
         task: &route.context.0,
         session: &route.session,
         prompt: route.prompt.as_deref().filter(|_| router.needs().prompt),
-        features: None,
+        features: Some(limits.features.as_slice())
+            .filter(|features| !features.is_empty() && router.needs().features),
         prompt_tokens: limits.prompt_tokens,
         max_new_tokens: limits.max_new_tokens,
         max_cost: limits.max_cost,

@@ -39,6 +39,8 @@ pub struct Ask {
     pub max_cost: Option<f64>,
     /// Context tag.
     pub context: String,
+    /// Numbers that describe the request.
+    pub features: Vec<f32>,
     /// The right answer.
     pub reference: Option<String>,
     /// The scorer.
@@ -335,6 +337,7 @@ fn route_request(app: &App, ask: &Ask) -> Result<RouteRequest> {
         max_arms: ask.max_arms,
         max_cost: max_cost.map_err(|error| CliError::new(ExitCode::Usage, error))?,
         context: ContextKey(ask.context.clone()),
+        features: ask.features.clone(),
         reference: ask.reference.clone(),
         scorer: ask.scorer.clone(),
         seed: Some(ask.sampling.seed).filter(|seed| *seed != 0),
@@ -374,6 +377,7 @@ async fn ask_daemon(
         max_arms: ask.max_arms,
         max_cost: ask.max_cost,
         context: ask.context.clone(),
+        features: ask.features.clone(),
         reference: ask.reference.clone(),
         scorer: ask.scorer.clone(),
     };

@@ -9,7 +9,7 @@ use axum::http::HeaderMap;
 use llmpick_core::{
     ContextKey, GenerateRequest, Message, Mode, NanoDollars, Prompt, Role, Sampling, Score,
 };
-use llmpick_dispatch::{Part, RouteRequest};
+use llmpick_dispatch::{MOST_FEATURES, Part, RouteRequest};
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
@@ -492,6 +492,7 @@ fn routing(route: &mut RouteRequest, object: Option<Value>, headers: &HeaderMap)
     route.reference = fields.text("reference")?;
     route.scorer = fields.text("scorer")?;
     route.session = fields.text("session")?.unwrap_or_default();
+    route.features = features(&mut fields)?;
     route.learn = fields.switch("learn")?.unwrap_or(true);
     let least = fields.number("min_score", 0.0, 1.0)?;
     route.min_score = least.and_then(|least| Score::new(least).ok());
@@ -502,6 +503,28 @@ fn routing(route: &mut RouteRequest, object: Option<Value>, headers: &HeaderMap)
         ));
     }
     fields.finish()
+}
+
+/// Numbers that describe the request.
+fn features(fields: &mut Fields) -> Checked<Vec<f32>> {
+    let Some(value) = fields.take("features") else {
+        return Ok(Vec::new());
+    };
+    let wrong = |fields: &Fields| {
+        let wants = format!("a list of at most {MOST_FEATURES} finite numbers");
+        Err(fields.wrong("features", &wants))
+    };
+    let Value::Array(items) = value else {
+        return wrong(fields);
+    };
+    let number = |item: &Value| {
+        let number = item.as_f64()? as f32;
+        number.is_finite().then_some(number)
+    };
+    match items.iter().map(number).collect::<Option<Vec<f32>>>() {
+        Some(features) if features.len() <= MOST_FEATURES => Ok(features),
+        _ => wrong(fields),
+    }
 }
 
 fn read_mode(mode: &str) -> Checked<Mode> {
@@ -532,7 +555,7 @@ fn header_fields(headers: &HeaderMap) -> Checked<Vec<(String, Value)>> {
         })?;
         let key = name.replace('-', "_");
         let value = match key.as_str() {
-            "max_arms" | "max_cost" | "max_latency_ms" | "min_score" | "learn" => {
+            "max_arms" | "max_cost" | "max_latency_ms" | "min_score" | "learn" | "features" => {
                 serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()))
             }
             _ => Value::String(text.to_owned()),
@@ -679,6 +702,9 @@ mod tests {
             json!({"stop": [""]}),
             json!({"llmpick": {"mode": "sum_up"}}),
             json!({"llmpick": {"colour": "red"}}),
+            json!({"llmpick": {"features": [1, "two"]}}),
+            json!({"llmpick": {"features": [1e300]}}),
+            json!({"llmpick": {"features": vec![0; MOST_FEATURES + 1]}}),
             json!({"colour": "red"}),
         ] {
             let error = with(refused.clone()).unwrap_err();
@@ -696,7 +722,8 @@ mod tests {
         let request = with(json!({
             "temperature": 0, "top_p": 0.5, "top_k": 7, "seed": 3, "stop": "\n",
             "max_tokens": 9, "max_completion_tokens": 5,
-            "llmpick": {"mode": "single", "max_arms": 2, "max_cost": 0.001, "context": "maths"},
+            "llmpick": {"mode": "single", "max_arms": 2, "max_cost": 0.001, "context": "maths",
+                "features": [0.1, -2]},
         }))
         .unwrap();
         let generate = &request.route.generate;
@@ -709,6 +736,7 @@ mod tests {
         assert_eq!(request.route.mode, Some(Mode::Single));
         assert_eq!(request.route.max_cost, Some(NanoDollars(1_000_000)));
         assert_eq!(request.route.context.0, "maths");
+        assert_eq!(request.route.features, [0.1, -2.0]);
     }
 
     #[test]

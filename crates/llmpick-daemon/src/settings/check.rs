@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use llmpick_core::{ArmId, Mode, NanoDollars, Sampling, Score};
+use llmpick_dispatch::ContextFrom;
 use llmpick_engine::KvType;
 use llmpick_plugin_host::Isolation;
 use llmpick_remote::{RemoteSchedulerOptions, Secret};
@@ -200,6 +201,14 @@ impl Reader<'_> {
                 .text("router.shadow")
                 .filter(|plugin| !plugin.is_empty())
                 .map(str::to_owned),
+            context: match self.text("router.context") {
+                Some("task") | None => ContextFrom::Task,
+                Some("session") => ContextFrom::Session,
+                Some(other) => {
+                    let problem = format!("is `{other}`, and has to be task or session");
+                    return Err(self.wrong("router.context", problem));
+                }
+            },
             scheduler: self.remote_scheduler()?,
         })
     }

@@ -96,6 +96,7 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("plugins.isolation", Kind::Text),
     ("plugins.pin", Kind::Switch),
     ("plugins.watch", Kind::Switch),
+    ("router.context", Kind::Text),
     ("router.scheduler", Kind::Text),
     ("router.scheduler_key_file", Kind::Text),
     ("router.resend_after", Kind::Count),

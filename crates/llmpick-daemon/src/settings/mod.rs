@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use camino::Utf8PathBuf;
 use llmpick_core::{ArmId, Mode, NanoDollars, Sampling, Score};
+use llmpick_dispatch::ContextFrom;
 use llmpick_engine::KvType;
 use llmpick_plugin_host::Isolation;
 use llmpick_remote::{RemoteSchedulerOptions, Secret};
@@ -95,6 +96,8 @@ pub struct RouterSettings {
     pub frozen: bool,
     /// A plugin that decides beside the first, without effect.
     pub shadow: Option<String>,
+    /// What of a request is its context.
+    pub context: ContextFrom,
     /// Who draws the set where the router gives only probabilities; `None` is this machine.
     pub scheduler: Option<RemoteSchedulerOptions>,
 }

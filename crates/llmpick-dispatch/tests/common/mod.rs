@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use llmpick_core::{
     ArmId, Backend, Decision, DecisionSource, Feedback, GenerateRequest, Mode, Outcome, Prompt,
-    Router, RouterError, Score, Scorer, ScorerError, SelectRequest, Snapshot,
+    Router, RouterError, RouterNeeds, Score, Scorer, ScorerError, SelectRequest, Snapshot,
 };
 use llmpick_dispatch::{
     Clock, Dispatch, DispatchError, DispatchSettings, Parts, RouteEvent, RouteRequest, RouteStream,
@@ -36,6 +36,8 @@ pub enum Habit {
     Plan(Vec<u32>, Mode),
     /// No arms, but marginals for a scheduler.
     Share(Vec<f64>),
+    /// Needs features: the arm of this number.
+    Features,
     /// One eligible arm that depends on seed and state.
     Wander,
     /// Breaks.
@@ -73,12 +75,23 @@ impl Router for Tester {
         "tester"
     }
 
+    fn needs(&self) -> RouterNeeds {
+        RouterNeeds {
+            prompt: false,
+            features: matches!(self.habit, Habit::Features),
+        }
+    }
+
     fn select(&mut self, request: &SelectRequest<'_>) -> Result<Decision, RouterError> {
         let eligible = (0..request.candidates.len())
             .filter(|i| request.candidates[*i].eligible)
             .map(|i| i as u32);
         let mut marginals = Vec::new();
         let (choices, mode) = match &self.habit {
+            Habit::Features => {
+                let place = request.features.map_or(0.0, |features| features[0]);
+                (vec![place as u32], request.allowed_modes[0])
+            }
             Habit::Share(shares) => {
                 marginals.clone_from(shares);
                 (Vec::new(), request.allowed_modes[0])

@@ -71,6 +71,7 @@ pub fn new_route(context: &str) -> NewRoute {
             min_score: f64::NAN,
             cost_budget: 0.5,
             max_arms: 3,
+            features: vec![0.1, -2.5e-8, f32::MAX],
         },
     }
 }

@@ -84,6 +84,7 @@ fn write(ledger: &Ledger, line: &Line) {
             min_score: f64::NAN,
             cost_budget: f64::NAN,
             max_arms: 1,
+            features: Vec::new(),
         },
     };
     let (route, _) = ledger.begin_route(&new).unwrap();

@@ -80,6 +80,10 @@ struct RoutingArgs {
     /// Keep statistics under this tag
     #[arg(long, value_name = "TAG")]
     context: Option<String>,
+    /// Numbers that describe the request, for routers that use them: "0.1,-2", or @FILE with
+    /// numbers between commas or spaces
+    #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
+    features: Option<String>,
     /// The right answer, so that a scorer can grade this one
     #[arg(long, value_name = "TEXT")]
     reference: Option<String>,
@@ -119,6 +123,9 @@ pub async fn run(args: ChatArgs, global: &Global, printer: Printer) -> Result<()
         ));
     }
     let mut ask = ask(&args, &settings);
+    if let Some(list) = &args.routing.features {
+        ask.features = text::numbers(list)?;
+    }
     let talker =
         Talker::connect(global, &settings, args.no_daemon || args.raw, &args.model).await?;
     ask.model = talker.check_model(&args.model).await?;
@@ -161,6 +168,7 @@ fn ask(args: &ChatArgs, settings: &Settings) -> Ask {
         max_arms: args.routing.max_arms,
         max_cost: args.routing.max_cost,
         context: args.routing.context.clone().unwrap_or_default(),
+        features: Vec::new(),
         reference: args.routing.reference.clone(),
         scorer: args.routing.scorer.clone(),
     }
