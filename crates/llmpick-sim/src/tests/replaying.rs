@@ -4,6 +4,8 @@ use std::sync::{Arc, Mutex};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use llmpick_bandit::baselines::{Baseline, BaselineLearner, Fixed};
+use llmpick_bandit::budget::BudgetMode;
+use llmpick_bandit::c2mabv::{C2mabv, C2mabvConfig};
 use llmpick_bandit::stats::TableConfig;
 use llmpick_core::{
     Candidate, Decision, DecisionSource, Feedback, Router, RouterError, SelectRequest, Snapshot,
@@ -307,4 +309,74 @@ fn the_anchors_of_mmlu_pro() {
         report.reward
     );
     assert_eq!(report.budget_use, None);
+}
+
+/// `c2mabv` as it is shipped, but for how it keeps a budget.
+fn ours(table: &Table, settings: &ReplaySettings, budget_mode: BudgetMode) -> ReplayReport {
+    let config = C2mabvConfig {
+        budget_mode,
+        ..C2mabvConfig::default()
+    };
+    let learner = C2mabv::new(config).unwrap();
+    let watch = Watch::default();
+    let report = replay(table, settings, "it", &native(learner), &watch).unwrap();
+    println!(
+        "{budget_mode:?} at {}, contexts {}, prices {}: {:.4}, use {:?}",
+        settings.budget,
+        settings.by_context,
+        settings.known_prices,
+        report.reward.mean,
+        report.budget_use
+    );
+    report
+}
+
+#[test]
+fn on_mmlu_pro_c2mabv_beats_every_baseline_and_keeps_its_budget() {
+    let Some(table) = mmlu_pro() else { return };
+    let of = |budget, by_context, known_prices| ReplaySettings {
+        by_context,
+        known_prices,
+        ..settings(budget, 3)
+    };
+    let greedy = Baseline::EpsilonGreedy {
+        epsilon: 0.1,
+        budgeted: true,
+    };
+    let used = |report: &ReplayReport| report.budget_use.map(|used| used.mean).unwrap();
+    for known_prices in [true, false] {
+        let free = of(f64::INFINITY, false, known_prices);
+        let best = ours(&table, &free, BudgetMode::Paced).reward.mean;
+        let cucb = Baseline::Cucb { exploration: 1.5 };
+        let baselines = [
+            Baseline::Thompson,
+            cucb,
+            greedy.clone(),
+            Baseline::RoundRobin,
+        ];
+        let others = baselines.map(|baseline| play(&table, &free, baseline).reward.mean);
+        assert!(best > 0.68, "{best}");
+        assert!(
+            others.iter().all(|other| best > *other),
+            "{best} {others:?}"
+        );
+        let free = of(f64::INFINITY, true, known_prices);
+        let told = ours(&table, &free, BudgetMode::Paced).reward.mean;
+        assert!(told > best - 0.003, "{told} {best}");
+        for budget in [3e-5, 1e-4, 3e-4] {
+            let limited = of(budget, false, known_prices);
+            let paced = ours(&table, &limited, BudgetMode::Paced);
+            let hard = ours(&table, &limited, BudgetMode::Hard);
+            assert!(used(&paced) <= 1.02 && used(&hard) <= 1.0);
+            if budget != 1e-4 {
+                continue;
+            }
+            let other = play(&table, &limited, greedy.clone()).reward.mean;
+            let best = paced.reward.mean;
+            assert!(best > 0.625 && best > other, "{best} {other}");
+            let limited = of(budget, true, known_prices);
+            let told = ours(&table, &limited, BudgetMode::Paced).reward.mean;
+            assert!(told > best - 0.003 - 0.001, "{told} {best}");
+        }
+    }
 }
