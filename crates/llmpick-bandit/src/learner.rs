@@ -94,9 +94,9 @@ pub struct Question<'a> {
 impl Question<'_> {
     /// Indexes of the arms that may be chosen.
     pub(crate) fn eligible(&self) -> Result<Vec<usize>, NoArm> {
-        let eligible: Vec<usize> = (0..self.arms.len())
-            .filter(|&k| self.arms[k].eligible)
-            .collect();
+        // A filter does not know how much it will let through.
+        let mut eligible = Vec::with_capacity(self.arms.len());
+        eligible.extend((0..self.arms.len()).filter(|&k| self.arms[k].eligible));
         if eligible.is_empty() {
             return Err(NoArm);
         }

@@ -634,8 +634,13 @@ pub unsafe fn read_sized<T: HasSize>(peer: *const T) -> T {
 /// # Safety
 /// `peer` points to `available` readable bytes.
 pub unsafe fn read_prefix<T: Pod>(peer: *const T, available: usize) -> T {
+    if available >= size_of::<T>() {
+        // The usual case, and a copy whose length is known here.
+        // SAFETY: the caller promises as many readable bytes, which are the peer's `T`.
+        return unsafe { peer.read_unaligned() };
+    }
     let mut own = zeroed::<T>();
-    let bytes = available.min(size_of::<T>());
+    let bytes = available;
     // SAFETY: `bytes` is at most what the caller promises to read and what `own` has room for.
     unsafe {
         core::ptr::copy_nonoverlapping(

@@ -402,7 +402,12 @@ unsafe fn candidates<'a>(raw: &abi::SelectReq) -> Result<Vec<Candidate<'a>>> {
             Candidate::from_raw(index, &abi::read_prefix(at, stride))
         }
     };
-    (0..count).map(one).collect()
+    // Collecting results would grow the list step by step: it knows no length beforehand.
+    let mut candidates = Vec::with_capacity(count);
+    for index in 0..count {
+        candidates.push(one(index)?);
+    }
+    Ok(candidates)
 }
 
 impl<'a> Candidate<'a> {
