@@ -32,10 +32,11 @@ pub enum BudgetMode {
 /// lets a debt of the first rounds stand longer.
 const WINDOW: f64 = 100.0;
 
-/// Under a paced budget at least this share of a mean cost is charged. With the paper's lower
-/// bound an arm costs nothing until it was called often, and everything so spent must be paid
-/// back; without any optimism an arm whose first call was dear is never called again.
-const LEAST_SHARE: f64 = 0.8;
+/// Under a paced budget at most this share of a mean cost is taken for uncertain. With the
+/// paper's lower bound an arm costs nothing until it was called often, and everything so spent
+/// must be paid back; without any optimism an arm whose first call was dear is never called
+/// again.
+const MOST_OPTIMISM: f64 = 0.2;
 
 /// What was spent, and in how many rounds; never discounted. Part of the learnt state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -94,9 +95,12 @@ pub(crate) fn known(x: f64) -> Option<f64> {
     (x.is_finite() && x >= 0.0).then_some(x)
 }
 
-/// What a paced budget charges for an arm with this mean cost, of which `width` is uncertain.
-pub(crate) fn charged(mean: f64, width: f64) -> f64 {
-    (mean - width).max(LEAST_SHARE * mean)
+/// What a paced budget charges for an arm with this mean cost of `count` calls, of which the
+/// radius says that `width` is uncertain. Costs of one arm differ by about their mean, so 1/√n
+/// of it bounds the doubt as well.
+pub(crate) fn charged(mean: f64, width: f64, count: f64) -> f64 {
+    let doubt = (1.0 / count.max(1.0).sqrt()).min(MOST_OPTIMISM);
+    mean - width.min(doubt * mean)
 }
 
 /// Which arms a hard budget leaves to choose from: those in some set of `whole` arms whose

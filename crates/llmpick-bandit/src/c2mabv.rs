@@ -659,7 +659,7 @@ fn price(bounds: &mut [Bounds]) {
             _ => 0.0,
         };
         b.cost = match b.stats.cost.mean() {
-            Some(mean) => budget::charged(mean, b.cost_width),
+            Some(mean) => budget::charged(mean, b.cost_width, b.stats.cost.count),
             None => b.estimate.unwrap_or_else(stranger),
         };
     }
