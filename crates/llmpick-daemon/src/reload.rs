@@ -27,10 +27,10 @@ pub struct Reloaded {
     pub sha256: String,
     /// The same of what served before; `None` where only the fallback did.
     pub before: Option<String>,
-    /// True where the new one took the learnt state over as it was; otherwise it learnt what
-    /// the ledger holds, from the start.
+    /// True where the new one took the learnt state over as it was; otherwise `reason` says
+    /// what it did instead: mostly, it learnt what the ledger holds, from the start.
     pub kept: bool,
-    /// Rows of the ledger that it was told.
+    /// Rows of the ledger that it was told from the start.
     pub replayed: u64,
     /// Why it could not take the state over.
     pub reason: Option<String>,
@@ -95,7 +95,10 @@ impl Reloading {
             true => dispatch.reload_router(router)?,
             false => {
                 dispatch.set_router(router)?;
-                Handover::Kept
+                Handover::Replayed {
+                    rows: 0,
+                    reason: "what served had no state for it, so it took up its own".to_owned(),
+                }
             }
         };
         let (kept, replayed, reason) = match handover {

@@ -261,6 +261,7 @@ async fn a_daemon_without_its_router_gets_it_by_a_reload() {
     build(&library, &[]);
     let reloaded = app.reload_router().unwrap();
     assert_eq!((reloaded.router.as_str(), reloaded.before), ("moody", None));
+    assert!(!reloaded.kept && reloaded.replayed == 0);
     assert_eq!(
         (app.router_fault(), app.router_sha256()),
         (None, Some(reloaded.sha256))

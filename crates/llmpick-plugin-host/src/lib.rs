@@ -36,7 +36,7 @@ mod trust;
 mod verdict;
 mod worker;
 
-pub use child::{run_if_child, use_child_program};
+pub use child::{can_start_processes, run_if_child, use_child_program};
 pub use error::{CreateError, FindError, LoadError, LoadErrorKind};
 pub use fallback::FallbackRouter;
 pub use find::{find, list};

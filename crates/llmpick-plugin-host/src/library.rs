@@ -39,7 +39,7 @@ impl LoadOptions {
     pub const ANYWHERE: LoadOptions = LoadOptions {
         check_permissions: false,
         lock: None,
-        probe_deadline: Duration::from_secs(5),
+        probe_deadline: Duration::from_secs(10),
     };
 }
 

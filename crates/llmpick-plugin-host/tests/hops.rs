@@ -6,7 +6,7 @@ mod common;
 
 use std::time::Instant;
 
-use common::{child_program, feedback, make, moody, patient};
+use common::{child_program, feedback, make, moody, panics, patient};
 use llmpick_core::{Candidate, DecisionSource};
 use llmpick_plugin_host::{Isolation, use_child_program};
 use llmpick_testkit::{candidate, select_request};
@@ -16,8 +16,14 @@ use llmpick_testkit::{candidate, select_request};
 fn what_a_call_costs() {
     use_child_program(child_program());
     let arms: Vec<Candidate> = (0..32).map(candidate).collect();
-    for isolation in [Isolation::Inline, Isolation::Actor, Isolation::Process] {
-        let mut router = make(&moody(), "moody", "", &patient(isolation));
+    let all = [Isolation::Inline, Isolation::Actor, Isolation::Process];
+    // One in C, and one in Rust through the SDK.
+    let ways = [("moody", moody()), ("panics", panics())];
+    let ways = ways
+        .iter()
+        .flat_map(|way| all.map(|isolation| (way, isolation)));
+    for ((name, library), isolation) in ways {
+        let mut router = make(library, name, "", &patient(isolation));
         let mut times: Vec<f64> = Vec::new();
         for route in 0..22_000 {
             let request = select_request(&arms, route);
@@ -31,7 +37,7 @@ fn what_a_call_costs() {
         times.sort_by(f64::total_cmp);
         let at = |part: f64| times[(part * times.len() as f64) as usize];
         println!(
-            "{isolation:?}: p50 {:.2} µs, p90 {:.2} µs, p99 {:.2} µs, p99.9 {:.2} µs",
+            "{name} {isolation:?}: p50 {:.2} µs, p90 {:.2} µs, p99 {:.2} µs, p99.9 {:.2} µs",
             at(0.5),
             at(0.9),
             at(0.99),

@@ -118,7 +118,11 @@ pub fn bench(source: &RouterSource, settings: &BenchSettings) -> Result<RoutingB
     if let Some(run) = plain(source, &world) {
         runs.push(("plain", run));
     }
-    for (way, isolation) in [("inline", Isolation::Inline), ("actor", Isolation::Actor)] {
+    let mut ways = vec![("inline", Isolation::Inline), ("actor", Isolation::Actor)];
+    if llmpick_plugin_host::can_start_processes() {
+        ways.push(("process", Isolation::Process));
+    }
+    for (way, isolation) in ways {
         let mut router = source.create_as(isolation)?;
         runs.push((way, world.play(router.as_mut())?));
     }

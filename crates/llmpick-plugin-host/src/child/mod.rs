@@ -51,6 +51,12 @@ pub fn use_child_program(program: impl Into<PathBuf>) {
     *PROGRAM.lock().unwrap_or_else(PoisonError::into_inner) = Some(program.into());
 }
 
+/// Whether plugins can run in processes of their own here: whether there is a program that
+/// calls [`run_if_child`].
+pub fn can_start_processes() -> bool {
+    program().is_some()
+}
+
 /// What to start, if there is such a program.
 pub(crate) fn program() -> Option<PathBuf> {
     let named = PROGRAM.lock().unwrap_or_else(PoisonError::into_inner);

@@ -20,7 +20,7 @@ pub struct BenchArgs {
 enum What {
     /// Speed and memory of a local model
     Engine(EngineArgs),
-    /// Time of one routing decision: on the router's thread, on ours, and without a plugin
+    /// Time of one routing decision: on the router's thread, on ours, in a process, and without a plugin
     Routing(RoutingArgs),
 }
 
