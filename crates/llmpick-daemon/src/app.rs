@@ -10,7 +10,7 @@ use llmpick_core::{
 use llmpick_dispatch::{Dispatch, DispatchError, DispatchSettings, Parts, SystemClock};
 use llmpick_ledger::{Ledger, LedgerError};
 use llmpick_plugin_host::LocalScheduler;
-use llmpick_remote::{OpenAi, OpenAiError, OpenAiOptions, RemoteScheduler};
+use llmpick_remote::{OpenAi, OpenAiError, OpenAiOptions, RemoteScheduler, RemoteSchedulerOptions};
 use llmpick_store::{Store, StoreError};
 use tracing::{error, warn};
 
@@ -20,7 +20,7 @@ use crate::parts::{
 use crate::plugins::{self, PluginError};
 use crate::reload::{Reloaded, Reloading};
 use crate::residency::{Find, Residency};
-use crate::settings::RemoteSettings;
+use crate::settings::{RemoteSettings, read_secret};
 use crate::{Paths, Settings};
 
 /// How an [`App`] is put together.
@@ -66,6 +66,9 @@ pub enum AppError {
         #[source]
         source: OpenAiError,
     },
+    /// The scheduler's key.
+    #[error("read the key of router.scheduler_key_file: {0}")]
+    SchedulerKey(String),
     /// The scheduler on another machine.
     #[error("prepare the scheduler of router.scheduler")]
     Scheduler(#[source] OpenAiError),
@@ -303,8 +306,15 @@ fn scheduler(settings: &Settings) -> Result<Arc<dyn Scheduler>, AppError> {
     match &settings.router.scheduler {
         None => Ok(here),
         Some(options) => {
-            let remote =
-                RemoteScheduler::new(options.clone(), here).map_err(AppError::Scheduler)?;
+            let file = settings.router.scheduler_key_file.as_ref();
+            let options = RemoteSchedulerOptions {
+                api_key: file
+                    .map(|path| read_secret(path))
+                    .transpose()
+                    .map_err(AppError::SchedulerKey)?,
+                ..options.clone()
+            };
+            let remote = RemoteScheduler::new(options, here).map_err(AppError::Scheduler)?;
             Ok(Arc::new(remote))
         }
     }

@@ -189,7 +189,7 @@ pub fn app_error(error: &AppError) -> CliError {
             .hint("`llmpick plugin list` shows what there is; router.plugin chooses"),
         AppError::Ledger(error) => ledger_error(error),
         AppError::Dispatch(error) => dispatch_error(error),
-        AppError::Remote { .. } | AppError::Scheduler(_) => {
+        AppError::Remote { .. } | AppError::Scheduler(_) | AppError::SchedulerKey(_) => {
             CliError::new(ExitCode::Settings, chain(error))
         }
         AppError::Store(_) => CliError::new(ExitCode::Failed, chain(error)),

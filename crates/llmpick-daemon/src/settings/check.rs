@@ -210,6 +210,7 @@ impl Reader<'_> {
                 }
             },
             scheduler: self.remote_scheduler()?,
+            scheduler_key_file: self.path("router.scheduler_key_file"),
         })
     }
 
@@ -225,17 +226,10 @@ impl Reader<'_> {
             let problem = "has to begin with http://, https:// or unix:/";
             return Err(self.wrong(key, problem));
         }
-        let file = "router.scheduler_key_file";
-        let api_key = match self.path(file) {
-            None => None,
-            Some(path) => Some(
-                read_secret(&path)
-                    .map_err(|reason| self.wrong(file, format!("cannot be used: {reason}")))?,
-            ),
-        };
         Ok(Some(RemoteSchedulerOptions {
             address: address.to_owned(),
-            api_key,
+            // Read when it is first needed, like the daemon's own.
+            api_key: None,
             resend_after,
             resend_tolerance,
         }))

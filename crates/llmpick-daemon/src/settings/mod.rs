@@ -100,6 +100,8 @@ pub struct RouterSettings {
     pub context: ContextFrom,
     /// Who draws the set where the router gives only probabilities; `None` is this machine.
     pub scheduler: Option<RemoteSchedulerOptions>,
+    /// The file with its key; read when the parts are put together.
+    pub scheduler_key_file: Option<Utf8PathBuf>,
 }
 
 /// `[scheduler]`.
