@@ -21,7 +21,7 @@ use crate::plugins::{self, PluginError};
 use crate::reload::{Reloaded, Reloading};
 use crate::residency::{Find, Residency};
 use crate::settings::{RemoteSettings, read_secret};
-use crate::{Paths, Settings};
+use crate::{Paths, Settings, scorers};
 
 /// How an [`App`] is put together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -96,7 +96,7 @@ impl App {
             }
             Err(fault) => return Err(fault.into()),
         };
-        let scorers = llmpick_score::all();
+        let scorers = scorers::all(&settings, options.tolerate_plugin)?;
         let dispatch = Dispatch::new(Parts {
             ledger: Arc::clone(&ledger),
             arms,

@@ -12,6 +12,7 @@ pub mod plugins;
 mod reload;
 mod residency;
 mod scheduling;
+mod scorers;
 mod server;
 pub mod settings;
 mod task;

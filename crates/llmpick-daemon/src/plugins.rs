@@ -28,12 +28,20 @@ pub enum PluginError {
     #[error(transparent)]
     Create(#[from] CreateError),
     /// It holds several, and none was named.
-    #[error("choose a router of `{library}`: write {library}:NAME with one of {names}")]
+    #[error("choose a plugin of `{library}`: write {library}:NAME with one of {names}")]
     Ambiguous {
         /// As it was written.
         library: String,
         /// What there is.
         names: String,
+    },
+    /// `plugins.scorers` says something that cannot be.
+    #[error("use scorer `{named}`: {problem}")]
+    Scorer {
+        /// As it was written.
+        named: String,
+        /// What is wrong with it.
+        problem: String,
     },
 }
 
@@ -82,7 +90,7 @@ pub(crate) fn load_router(
 ) -> Result<(Box<dyn Router>, Arc<Library>), PluginError> {
     let chosen = &settings.router;
     let library = open(settings, &chosen.plugin)?;
-    let name = router_name(&library, &chosen.plugin)?;
+    let name = name_in(&library, &chosen.plugin, PluginKind::Router)?;
     let options = RouterOptions {
         isolation: settings.plugins.isolation,
         // Dispatch has a scheduler for it, which may stand on another machine.
@@ -101,7 +109,7 @@ pub(crate) fn shadow(settings: &Settings) -> Result<Option<Box<dyn Router>>, Plu
         return Ok(None);
     };
     let library = open(settings, plugin)?;
-    let name = router_name(&library, plugin)?;
+    let name = name_in(&library, plugin, PluginKind::Router)?;
     let options = RouterOptions {
         // Never on the thread of a request, where a deadline would not hold.
         isolation: match settings.plugins.isolation {
@@ -133,19 +141,23 @@ pub(crate) fn fallback() -> Box<dyn Router> {
 }
 
 /// `baselines:cucb` is the router `cucb` of the library `baselines`; `c2mabv` is the router
-/// of that name, or the only one of the library.
-fn router_name(library: &Library, plugin: &str) -> Result<String, PluginError> {
+/// of that name, or the only one of the library. Scorers likewise.
+pub(crate) fn name_in(
+    library: &Library,
+    plugin: &str,
+    kind: PluginKind,
+) -> Result<String, PluginError> {
     let (file, named) = split(plugin);
     if let Some(name) = named {
         return Ok(name.to_owned());
     }
-    let routers: Vec<&str> = library
+    let names: Vec<&str> = library
         .plugins()
         .iter()
-        .filter(|info| info.kind == PluginKind::Router)
+        .filter(|info| info.kind == kind)
         .map(|info| info.name.as_str())
         .collect();
-    match routers.as_slice() {
+    match names.as_slice() {
         [only] => Ok((*only).to_owned()),
         several if several.contains(&file) => Ok(file.to_owned()),
         // None at all: the host says so better than we could.

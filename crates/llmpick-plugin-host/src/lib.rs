@@ -41,6 +41,7 @@ pub use error::{CreateError, FindError, LoadError, LoadErrorKind};
 pub use fallback::FallbackRouter;
 pub use find::{find, list};
 pub use library::{Library, LoadOptions, PluginInfo, PluginKind, ProbeReport, digest_file};
+pub use llmpick_plugin_abi::is_plugin_name;
 pub use lock::{LockError, Pin, PluginLock, Suspect, TrustedBy};
 pub use router::{Isolation, Rounding, RouterOptions, router};
 pub use schedule::{LocalScheduler, draw, nth_seed, redeal};

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use common::{Folder, cargo, cc};
-use llmpick_plugin_host::PluginKind;
 use llmpick_plugin_host::kit::{Kit, Summary, Task, TestResult, run_task};
+use llmpick_plugin_host::{PluginKind, find};
 
 /// The process of one test is this very program, told to run the next function only.
 fn child(task: &Task) -> Command {
@@ -95,6 +95,45 @@ fn what_keeps_the_contract_passes() {
     passes(&kit(&careless(&folder), None, "{}"), 1 + 21 + 12);
     let panics = cargo("tests/plugins/panics", "libpanics.so");
     passes(&kit(&panics, None, "{}"), 1 + 21 + 12);
+}
+
+#[test]
+fn the_templates_pass() {
+    let folder = Folder::new();
+    for (kind, tests) in [("router", 21), ("scorer", 12)] {
+        let source = format!("plugins/examples/c-{kind}/{kind}.c");
+        let c = cc(&folder, &source, &format!("{kind}.so"), &[]);
+        passes(&kit(&c, None, "{}"), 1 + tests);
+        let folder = format!("plugins/examples/rust-{kind}");
+        let rust = cargo(&folder, &format!("lib{kind}_example.so"));
+        passes(&kit(&rust, None, "{}"), 1 + tests);
+    }
+}
+
+#[test]
+fn what_we_ship_passes() {
+    let test = Utf8PathBuf::from_path_buf(std::env::current_exe().unwrap()).unwrap();
+    let folder = test.ancestors().nth(2).unwrap().join("plugins");
+    if !folder.is_dir() {
+        println!("skipped: no plugins are staged; cargo xtask test does it");
+        return;
+    }
+    // A library may come to hold more routers; each is tested.
+    for (plugin, each) in [
+        ("c2mabv", 21),
+        ("pickllm", 21),
+        ("baselines", 21),
+        ("rouge", 12),
+    ] {
+        let file = find(std::slice::from_ref(&folder), plugin).unwrap();
+        let all = results(&kit(&file, None, "{}"));
+        let failed: Vec<&TestResult> = all.iter().filter(|result| !result.passed).collect();
+        assert!(failed.is_empty(), "{failed:#?}");
+        assert!(
+            all.len() > 1 && (all.len() - 1).is_multiple_of(each),
+            "{all:#?}"
+        );
+    }
 }
 
 #[test]
@@ -323,6 +362,42 @@ fn the_broken_plugins_of_the_host_are_found() {
             "it did not start: refused, as the configuration asks",
         ),
         (
+            "crash",
+            "1 to 64",
+            "it crashed with SIGSEGV (invalid memory) while choosing among 1 candidates",
+        ),
+        (
+            "abort",
+            "1 to 64",
+            "it crashed with SIGABRT (abort) while choosing among 1 candidates",
+        ),
+        ("exit", "1 to 64", " while choosing among 1 candidates"),
+        (
+            "create_crash",
+            "starts",
+            "it crashed with SIGSEGV (invalid memory) while it started with its settings",
+        ),
+        (
+            "feedback_crash",
+            "only eligible",
+            "it crashed with SIGSEGV (invalid memory) while choosing where only some",
+        ),
+        (
+            "snapshot_crash",
+            "snapshot, restore",
+            "it crashed with SIGSEGV (invalid memory) while writing a snapshot",
+        ),
+        (
+            "gib_snapshot",
+            "snapshot, restore",
+            "its snapshot has more than 64 MiB",
+        ),
+        (
+            "long_error",
+            "1 to 64",
+            "select failed: it answered status -6",
+        ),
+        (
             "feedback_error",
             "only eligible",
             "feedback failed: will not learn",
@@ -365,6 +440,22 @@ fn the_broken_plugins_of_the_host_are_found() {
 }
 
 #[test]
+fn what_only_looks_odd_passes() {
+    let folder = Folder::new();
+    let moody = cc(&folder, "tests/plugins/moody.c", "moody.so", &[]);
+    // Rounding is asked of the host; nothing is known of the odds; standard output is the
+    // kit's own channel.
+    for fault in ["round", "nan", "print"] {
+        let settings = format!(r#"{{"fault": "{fault}"}}"#);
+        let kit = Kit {
+            only: Some("1 to 64"),
+            ..kit(&moody, Some("moody"), &settings)
+        };
+        passes(&kit, 2);
+    }
+}
+
+#[test]
 fn a_plugin_that_is_slow_or_hangs_is_found() {
     let folder = Folder::new();
     let moody = cc(&folder, "tests/plugins/moody.c", "moody.so", &[]);
@@ -391,6 +482,13 @@ fn a_plugin_that_is_slow_or_hangs_is_found() {
             &moody,
             "moody",
             "spin",
+            "1 to 64",
+            "choosing among 1 candidates",
+        ),
+        (
+            &moody,
+            "moody",
+            "busy_loop",
             "1 to 64",
             "choosing among 1 candidates",
         ),
@@ -442,6 +540,14 @@ fn a_library_that_does_not_load_fails_one_test() {
         ("TWINS", "it holds two of router `first`"),
         ("NULL_PLUGIN", "one of its plugins is NULL"),
         ("BAD_TEXT", "its description is no UTF-8 text"),
+        (
+            "CRASH_LOAD",
+            "it crashed with SIGSEGV (invalid memory) while loading the library",
+        ),
+        (
+            "EXIT_LOAD",
+            "it ended the process with code 0 while loading the library",
+        ),
     ] {
         let flag = format!("-DFAULT={fault}");
         let note = refused(fault, module, &[&flag, "-Wno-unused"]);
@@ -464,6 +570,27 @@ fn a_library_that_does_not_load_fails_one_test() {
         "says of itself",
         "its version `one` is not like 1.2.3",
     );
+    for (fault, sentence) in [
+        (
+            "ABORT_CREATE",
+            "it crashed with SIGABRT (abort) while it started with its settings (it said: cannot \
+             go on)",
+        ),
+        (
+            "CRASH_DESTROY",
+            "it crashed with SIGSEGV (invalid memory) while it started with its settings",
+        ),
+        ("WANTS_CONFIG", "it did not start: needs a secret"),
+    ] {
+        let flag = format!("-DFAULT={fault}");
+        let file = cc(
+            &folder,
+            module,
+            &format!("{fault}.so"),
+            &[&flag, "-Wno-unused"],
+        );
+        finds(&file, "first", "", "starts", sentence);
+    }
     // The smallest library that loads chooses arm 0 whatever happens.
     let first = cc(&folder, module, "first.so", &[]);
     finds(

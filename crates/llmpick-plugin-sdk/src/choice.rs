@@ -8,6 +8,17 @@ use crate::error::cut;
 use crate::{Error, Mode, Modes, Result, SelectRequest, caps};
 
 /// The answer a [`Choice`] fills; a unit test reads it.
+///
+/// ```
+/// use llmpick_plugin_sdk::{Candidate, Choice, Mode, Plan, SelectRequest};
+///
+/// let arm = |index| Candidate { index, eligible: true, ..Default::default() };
+/// let request = SelectRequest { candidates: vec![arm(0), arm(1)], ..Default::default() };
+/// let mut plan = Plan::default();
+/// Choice::new(&mut plan, &request).choose(1).reason("the second");
+/// assert_eq!(plan.choices, [1]);
+/// assert_eq!(plan.reason, "the second");
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
     /// Indexes of the chosen candidates, in order.
@@ -28,6 +39,14 @@ pub struct Plan {
 }
 
 /// Where a router writes its choice. Methods chain.
+///
+/// ```
+/// use llmpick_plugin_sdk::{Choice, Plan, SelectRequest};
+///
+/// let mut plan = Plan::default();
+/// Choice::new(&mut plan, &SelectRequest::default()).abstain();
+/// assert!(plan.abstained);
+/// ```
 #[derive(Debug)]
 pub struct Choice<'a> {
     plan: &'a mut Plan,
@@ -45,12 +64,30 @@ impl<'a> Choice<'a> {
     }
 
     /// Chooses one arm.
+    ///
+    /// ```
+    /// # use llmpick_plugin_sdk::{Candidate, Choice, Mode, Plan, SelectRequest};
+    /// # let request = SelectRequest { candidates: vec![Candidate::default(); 3], ..Default::default() };
+    /// # let mut plan = Plan::default();
+    /// # let mut choice = Choice::new(&mut plan, &request);
+    /// choice.choose(2);
+    /// assert_eq!(plan.choices, [2]);
+    /// ```
     pub fn choose(&mut self, index: usize) -> &mut Self {
         self.order([index])
     }
 
     /// Chooses several arms, first to run first. More than one needs the capability
     /// `MULTI_SELECT`.
+    ///
+    /// ```
+    /// # use llmpick_plugin_sdk::{Candidate, Choice, Mode, Plan, SelectRequest};
+    /// # let request = SelectRequest { candidates: vec![Candidate::default(); 3], ..Default::default() };
+    /// # let mut plan = Plan::default();
+    /// # let mut choice = Choice::new(&mut plan, &request);
+    /// choice.order([2, 0]);
+    /// assert_eq!(plan.choices, [2, 0]);
+    /// ```
     pub fn order(&mut self, indexes: impl IntoIterator<Item = usize>) -> &mut Self {
         self.plan.choices.clear();
         for index in indexes {
@@ -62,18 +99,45 @@ impl<'a> Choice<'a> {
 
     /// Says how the chosen arms work together. Without it: `Single` for one arm, the first
     /// other allowed mode for several.
+    ///
+    /// ```
+    /// # use llmpick_plugin_sdk::{Candidate, Choice, Mode, Plan, SelectRequest};
+    /// # let request = SelectRequest { candidates: vec![Candidate::default(); 3], ..Default::default() };
+    /// # let mut plan = Plan::default();
+    /// # let mut choice = Choice::new(&mut plan, &request);
+    /// choice.order([2, 0]).mode(Mode::AnyWin);
+    /// assert_eq!(plan.mode, Some(Mode::AnyWin));
+    /// ```
     pub fn mode(&mut self, mode: Mode) -> &mut Self {
         self.plan.mode = Some(mode);
         self
     }
 
     /// Says how likely this very set was.
+    ///
+    /// ```
+    /// # use llmpick_plugin_sdk::{Candidate, Choice, Mode, Plan, SelectRequest};
+    /// # let request = SelectRequest { candidates: vec![Candidate::default(); 3], ..Default::default() };
+    /// # let mut plan = Plan::default();
+    /// # let mut choice = Choice::new(&mut plan, &request);
+    /// choice.choose(2).propensity(0.25);
+    /// assert_eq!(plan.propensity, Some(0.25));
+    /// ```
     pub fn propensity(&mut self, probability: f64) -> &mut Self {
         self.plan.propensity = Some(probability);
         self
     }
 
     /// Says how likely it was that the arm runs. Logged, for off-policy evaluation.
+    ///
+    /// ```
+    /// # use llmpick_plugin_sdk::{Candidate, Choice, Mode, Plan, SelectRequest};
+    /// # let request = SelectRequest { candidates: vec![Candidate::default(); 3], ..Default::default() };
+    /// # let mut plan = Plan::default();
+    /// # let mut choice = Choice::new(&mut plan, &request);
+    /// choice.choose(2).marginal(0, 0.1).marginal(1, 0.1).marginal(2, 0.8);
+    /// assert_eq!(plan.marginals, [0.1, 0.1, 0.8]);
+    /// ```
     pub fn marginal(&mut self, index: usize, probability: f64) -> &mut Self {
         self.plan.marginals.resize(self.candidates, f64::NAN);
         match self.plan.marginals.get_mut(index) {
@@ -84,6 +148,15 @@ impl<'a> Choice<'a> {
     }
 
     /// Says a few words about why.
+    ///
+    /// ```
+    /// # use llmpick_plugin_sdk::{Candidate, Choice, Mode, Plan, SelectRequest};
+    /// # let request = SelectRequest { candidates: vec![Candidate::default(); 3], ..Default::default() };
+    /// # let mut plan = Plan::default();
+    /// # let mut choice = Choice::new(&mut plan, &request);
+    /// choice.choose(2).reason(format_args!("mean {:.2}", 0.75));
+    /// assert_eq!(plan.reason, "mean 0.75");
+    /// ```
     pub fn reason(&mut self, note: impl Display) -> &mut Self {
         self.plan.reason.clear();
         // Writing to a `String` fails only if the note's own `Display` does.
@@ -92,6 +165,15 @@ impl<'a> Choice<'a> {
     }
 
     /// Has no opinion: the host decides, and it is no fault.
+    ///
+    /// ```
+    /// # use llmpick_plugin_sdk::{Candidate, Choice, Mode, Plan, SelectRequest};
+    /// # let request = SelectRequest { candidates: vec![Candidate::default(); 3], ..Default::default() };
+    /// # let mut plan = Plan::default();
+    /// # let mut choice = Choice::new(&mut plan, &request);
+    /// choice.abstain();
+    /// assert!(plan.abstained);
+    /// ```
     pub fn abstain(&mut self) -> &mut Self {
         self.plan.abstained = true;
         self
@@ -99,6 +181,15 @@ impl<'a> Choice<'a> {
 
     /// Lets the host (or a remote scheduler) draw the set from the marginals, so that only
     /// they leave this machine.
+    ///
+    /// ```
+    /// # use llmpick_plugin_sdk::{Candidate, Choice, Mode, Plan, SelectRequest};
+    /// # let request = SelectRequest { candidates: vec![Candidate::default(); 3], ..Default::default() };
+    /// # let mut plan = Plan::default();
+    /// # let mut choice = Choice::new(&mut plan, &request);
+    /// choice.marginal(0, 0.5).marginal(1, 0.5).marginal(2, 1.0).round_for_me();
+    /// assert!(plan.round_for_me && plan.choices.is_empty());
+    /// ```
     pub fn round_for_me(&mut self) -> &mut Self {
         self.plan.round_for_me = true;
         self.plan.choices.clear();

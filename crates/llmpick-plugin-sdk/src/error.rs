@@ -7,11 +7,28 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use llmpick_plugin_abi as abi;
 
 /// The result of every plugin function.
+///
+/// ```
+/// use llmpick_plugin_sdk::Result;
+///
+/// fn port(text: &str) -> Result<u16> {
+///     Ok(text.parse()?)
+/// }
+/// assert!(port("80").is_ok());
+/// assert_eq!(port("a lot").unwrap_err().message(), "invalid digit found in string");
+/// ```
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Why a plugin could not do its work: a kind for the host, a sentence for people.
 ///
 /// Any `std::error::Error` converts into an [`internal`](Self::internal) one, so `?` works.
+///
+/// ```
+/// use llmpick_plugin_sdk::Error;
+///
+/// assert_eq!(Error::config("`epsilon` is above 1").to_string(), "`epsilon` is above 1");
+/// assert!(Error::abstain().is_abstain());
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
     status: abi::Status,
@@ -20,31 +37,66 @@ pub struct Error {
 
 impl Error {
     /// No opinion on this request: the host decides. Not a fault.
+    ///
+    /// ```
+    /// # use llmpick_plugin_sdk::Error;
+    /// assert!(Error::abstain().is_abstain());
+    /// ```
     pub fn abstain() -> Self {
         Self::new(abi::E_ABSTAIN, "no opinion")
     }
 
     /// The configuration cannot be used.
+    ///
+    /// ```
+    /// # use llmpick_plugin_sdk::Error;
+    /// let error = Error::config("`epsilon` is a number from 0 to 1");
+    /// assert_eq!(error.message(), "`epsilon` is a number from 0 to 1");
+    /// ```
     pub fn config(message: impl Into<String>) -> Self {
         Self::new(abi::E_CONFIG, message)
     }
 
     /// The snapshot is not one this plugin understands.
+    ///
+    /// ```
+    /// # use llmpick_plugin_sdk::Error;
+    /// let error = Error::state("it lacks the arms");
+    /// assert_eq!(error.message(), "it lacks the arms");
+    /// ```
     pub fn state(message: impl Into<String>) -> Self {
         Self::new(abi::E_STATE, message)
     }
 
     /// The host passed something wrong.
+    ///
+    /// ```
+    /// # use llmpick_plugin_sdk::Error;
+    /// let error = Error::invalid("a request without candidates");
+    /// assert_eq!(error.message(), "a request without candidates");
+    /// ```
     pub fn invalid(message: impl Into<String>) -> Self {
         Self::new(abi::E_INVALID, message)
     }
 
     /// Not offered by this plugin.
+    ///
+    /// ```
+    /// # use llmpick_plugin_sdk::Error;
+    /// let error = Error::unsupported("only in a newer version");
+    /// assert_eq!(error.message(), "only in a newer version");
+    /// ```
     pub fn unsupported(message: impl Into<String>) -> Self {
         Self::new(abi::E_UNSUPPORTED, message)
     }
 
     /// Something else went wrong inside the plugin.
+    ///
+    /// ```
+    /// # use llmpick_plugin_sdk::Error;
+    /// let error = Error::internal("the table is empty");
+    /// assert_eq!(error.message(), "the table is empty");
+    /// ```
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(abi::E_INTERNAL, message)
     }
@@ -66,6 +118,11 @@ impl Error {
     }
 
     /// True for [`abstain`](Self::abstain).
+    ///
+    /// ```
+    /// # use llmpick_plugin_sdk::Error;
+    /// assert!(!Error::internal("out of order").is_abstain());
+    /// ```
     pub fn is_abstain(&self) -> bool {
         self.status == abi::E_ABSTAIN
     }

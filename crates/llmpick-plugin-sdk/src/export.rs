@@ -12,6 +12,28 @@ use crate::{Error, Host, Plan};
 
 /// Exports plugins from a `cdylib`: `export_plugins!(router MyRouter, scorer MyScorer);`.
 /// Once per library.
+///
+/// ```standalone_crate
+/// use llmpick_plugin_sdk::{Error, Host, Result, Score, ScoreRequest, ScorerPlugin, export_plugins};
+///
+/// struct Undecided;
+///
+/// impl ScorerPlugin for Undecided {
+///     type Config = ();
+///     const NAME: &'static str = "undecided";
+///
+///     fn create((): (), _: Host) -> Result<Self> {
+///         Ok(Self)
+///     }
+///
+///     fn score(&mut self, _: &ScoreRequest<'_>) -> Result<Score> {
+///         Err(Error::abstain())
+///     }
+/// }
+///
+/// export_plugins!(scorer Undecided);
+/// # fn main() {}
+/// ```
 #[macro_export]
 macro_rules! export_plugins {
     ($($kind:ident $plugin:ty),+ $(,)?) => {

@@ -10,6 +10,12 @@ use llmpick_plugin_abi as abi;
 use crate::{Error, Result};
 
 /// How much a log line matters.
+///
+/// ```
+/// use llmpick_plugin_sdk::Level;
+///
+/// assert!(Level::Error < Level::Trace);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// Something failed.
@@ -26,6 +32,14 @@ pub enum Level {
 
 /// A handle to the host. Cheap to clone, may be used from any thread; after the plugin
 /// instance was destroyed it does nothing.
+///
+/// ```
+/// use llmpick_plugin_sdk::{Host, Level};
+///
+/// let host = Host::detached(); // In a plugin: the one that `create` is given.
+/// host.info("an arm appeared");
+/// host.log(Level::Debug, format_args!("{} arms", 3));
+/// ```
 #[derive(Clone, Debug)]
 pub struct Host(Arc<Inner>);
 
@@ -43,6 +57,11 @@ unsafe impl Sync for Inner {}
 
 impl Host {
     /// A host that hears nothing and whose clock stands still, for unit tests.
+    ///
+    /// ```
+    /// # use llmpick_plugin_sdk::Host;
+    /// assert!(Host::detached().now().is_zero());
+    /// ```
     pub fn detached() -> Self {
         Self(Arc::new(Inner {
             raw: abi::zeroed(),
@@ -73,6 +92,11 @@ impl Host {
     }
 
     /// True when a line of this level would be written.
+    ///
+    /// ```
+    /// # use llmpick_plugin_sdk::{Host, Level};
+    /// assert!(!Host::detached().enabled(Level::Error), "nobody listens");
+    /// ```
     pub fn enabled(&self, level: Level) -> bool {
         let Some(raw) = self.raw() else { return false };
         // SAFETY: the host is alive, so its callbacks may be called with its `ctx`.

@@ -7,6 +7,12 @@ use llmpick_plugin_abi as abi;
 use crate::{Error, Result};
 
 /// How the chosen arms work together.
+///
+/// ```
+/// use llmpick_plugin_sdk::Mode;
+///
+/// assert_eq!(Mode::ALL[0], Mode::Single);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Mode {
     /// Run the first choice; the others only if it fails.
@@ -34,6 +40,14 @@ impl Mode {
 }
 
 /// A set of modes.
+///
+/// ```
+/// use llmpick_plugin_sdk::{Mode, Modes};
+///
+/// let modes: Modes = [Mode::AnyWin, Mode::Single].into_iter().collect();
+/// assert!(modes.contains(Mode::AnyWin) && !modes.contains(Mode::AllIn));
+/// assert_eq!(modes.iter().next(), Some(Mode::Single));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Modes(pub(crate) u32);
 
@@ -60,6 +74,14 @@ impl FromIterator<Mode> for Modes {
 }
 
 /// One arm, for one request. Money is in dollars; `None` means unknown.
+///
+/// ```
+/// use llmpick_plugin_sdk::Candidate;
+///
+/// let arm = Candidate { id: "small", est_cost: None, ..Default::default() };
+/// let cost = arm.est_cost.unwrap_or(f64::INFINITY); // Unknown comes last.
+/// assert!(cost > 1.0);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Candidate<'a> {
     /// Its place in the request, which [`Choice`](crate::Choice) wants.
@@ -97,6 +119,17 @@ pub struct Candidate<'a> {
 }
 
 /// One question to a router. Build one in a unit test with `..Default::default()`.
+///
+/// ```
+/// use llmpick_plugin_sdk::{Candidate, SelectRequest};
+///
+/// let request = SelectRequest {
+///     candidates: vec![Candidate { id: "small", eligible: true, ..Default::default() }],
+///     seed: 7,
+///     ..Default::default()
+/// };
+/// assert_eq!(request.max_arms, 1);
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct SelectRequest<'a> {
     /// Number of the request; feedback carries it.
@@ -161,6 +194,15 @@ impl Default for SelectRequest<'_> {
 
 impl<'a> SelectRequest<'a> {
     /// The arms that may be chosen.
+    ///
+    /// ```
+    /// # use llmpick_plugin_sdk::{Candidate, SelectRequest};
+    /// let arm = |id, eligible| Candidate { id, eligible, ..Default::default() };
+    /// let candidates = vec![arm("down", false), arm("up", true)];
+    /// let request = SelectRequest { candidates, ..Default::default() };
+    /// let ids: Vec<&str> = request.eligible().map(|arm| arm.id).collect();
+    /// assert_eq!(ids, ["up"]);
+    /// ```
     pub fn eligible(&self) -> impl Iterator<Item = &Candidate<'a>> {
         self.candidates
             .iter()
@@ -168,8 +210,33 @@ impl<'a> SelectRequest<'a> {
     }
 
     /// True when the host will execute `mode`.
+    ///
+    /// ```
+    /// # use llmpick_plugin_sdk::{Mode, SelectRequest};
+    /// let allowed_modes = [Mode::Single].into_iter().collect();
+    /// let request = SelectRequest { allowed_modes, ..Default::default() };
+    /// assert!(!request.allows(Mode::AnyWin));
+    /// ```
     pub fn allows(&self, mode: Mode) -> bool {
         self.allowed_modes.contains(mode)
+    }
+
+    /// A number from 0 up to 1, drawn from the request's seed; each `draw` is a number of its
+    /// own. (The finaliser of splitmix64, Steele, Lea and Flood 2014.)
+    ///
+    /// ```
+    /// # use llmpick_plugin_sdk::SelectRequest;
+    /// let request = SelectRequest { seed: 7, ..Default::default() };
+    /// let tails = request.chance(0) < 0.5;
+    /// assert_eq!(tails, request.chance(0) < 0.5, "the same seed, the same chance");
+    /// assert_ne!(request.chance(0), request.chance(1));
+    /// ```
+    pub fn chance(&self, draw: u64) -> f64 {
+        let step = draw.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.seed.wrapping_add(step);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
     }
 
     /// # Safety
@@ -206,6 +273,13 @@ impl<'a> SelectRequest<'a> {
 }
 
 /// How an arm's call ended.
+///
+/// ```
+/// use llmpick_plugin_sdk::Outcome;
+///
+/// let is_the_arms_fault = |outcome| matches!(outcome, Outcome::Error | Outcome::Timeout);
+/// assert!(is_the_arms_fault(Outcome::Timeout) && !is_the_arms_fault(Outcome::Cancelled));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Outcome {
@@ -234,6 +308,13 @@ impl Outcome {
 }
 
 /// What came back from one arm that ran. May be late, out of order, or from before a reload.
+///
+/// ```
+/// use llmpick_plugin_sdk::Feedback;
+///
+/// let feedback = Feedback { candidate_id: "small", score: Some(0.5), ..Default::default() };
+/// assert_eq!(feedback.cost, None, "unknown, or told before");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Feedback<'a> {
     /// Number of the request.
@@ -319,6 +400,13 @@ impl<'a> Feedback<'a> {
 }
 
 /// One question to a scorer.
+///
+/// ```
+/// use llmpick_plugin_sdk::ScoreRequest;
+///
+/// let request = ScoreRequest { response: "42", reference: "42", ..Default::default() };
+/// assert!(request.prompt.is_empty());
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ScoreRequest<'a> {
     /// Number of the request, 0 where there is none.

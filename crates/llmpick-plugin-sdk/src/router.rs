@@ -13,6 +13,60 @@ use crate::{Choice, Error, Feedback, Host, Plan, Result, SelectRequest};
 ///
 /// Calls on one instance never overlap. A panic in any of them is caught, the instance is
 /// not called again, and the host builds a new one from the last snapshot.
+///
+/// ```
+/// use llmpick_plugin_sdk::{
+///     Candidate, Choice, Feedback, Host, Plan, Result, RouterPlugin, SelectRequest, from_json,
+///     to_json,
+/// };
+///
+/// /// Takes turns; what it has learnt is how many turns there were.
+/// struct InTurn {
+///     turns: u64,
+/// }
+///
+/// impl RouterPlugin for InTurn {
+///     type Config = ();
+///     const NAME: &'static str = "in-turn";
+///     const STATE_VERSION: u32 = 1;
+///
+///     fn create((): (), _: Host) -> Result<Self> {
+///         Ok(Self { turns: 0 })
+///     }
+///
+///     fn select(&mut self, request: &SelectRequest<'_>, choice: &mut Choice<'_>) -> Result<()> {
+///         let arms: Vec<&Candidate<'_>> = request.eligible().collect();
+///         match arms.len() {
+///             0 => choice.abstain(),
+///             count => choice.choose(arms[(self.turns % count as u64) as usize].index),
+///         };
+///         Ok(())
+///     }
+///
+///     fn feedback(&mut self, _: &Feedback<'_>) -> Result<()> {
+///         self.turns += 1;
+///         Ok(())
+///     }
+///
+///     fn snapshot(&self) -> Result<Vec<u8>> {
+///         to_json(&[self.turns])
+///     }
+///
+///     fn restore(&mut self, _version: u32, state: &[u8]) -> Result<()> {
+///         [self.turns] = from_json(state)?;
+///         Ok(())
+///     }
+/// }
+///
+/// let mut router = InTurn::create((), Host::detached())?;
+/// let arm = |index| Candidate { index, eligible: true, ..Default::default() };
+/// let request = SelectRequest { candidates: vec![arm(0), arm(1)], ..Default::default() };
+/// let mut plan = Plan::default();
+/// router.feedback(&Feedback::default())?;
+/// router.select(&request, &mut Choice::new(&mut plan, &request))?;
+/// assert_eq!(plan.choices, [1]);
+/// # llmpick_plugin_sdk::Result::Ok(())
+/// ```
 pub trait RouterPlugin: Send + Sized + 'static {
     /// Settings, read from JSON; `{}` and nothing at all mean the default. Put
     /// `#[serde(default, deny_unknown_fields)]` on it, so that a misspelt key is refused.

@@ -13,6 +13,34 @@ use crate::{Error, Host, Result, ScoreRequest};
 ///
 /// Calls on one instance never overlap; panics are handled as for a
 /// [router](crate::RouterPlugin).
+///
+/// ```
+/// use llmpick_plugin_sdk::{Error, Host, Result, Score, ScoreRequest, ScorerPlugin};
+///
+/// /// Short answers are good answers.
+/// struct Brevity;
+///
+/// impl ScorerPlugin for Brevity {
+///     type Config = ();
+///     const NAME: &'static str = "brevity";
+///
+///     fn create((): (), _: Host) -> Result<Self> {
+///         Ok(Self)
+///     }
+///
+///     fn score(&mut self, request: &ScoreRequest<'_>) -> Result<Score> {
+///         match request.response.len() {
+///             0 => Err(Error::abstain()),
+///             bytes => Score::new(1.0 / bytes as f64),
+///         }
+///     }
+/// }
+///
+/// let mut scorer = Brevity::create((), Host::detached())?;
+/// let grade = scorer.score(&ScoreRequest { response: "four", ..Default::default() })?;
+/// assert_eq!(grade.value(), 0.25);
+/// # llmpick_plugin_sdk::Result::Ok(())
+/// ```
 pub trait ScorerPlugin: Send + Sized + 'static {
     /// Settings, as for [`RouterPlugin::Config`](crate::RouterPlugin::Config).
     type Config: DeserializeOwned + Default;
@@ -34,6 +62,14 @@ pub trait ScorerPlugin: Send + Sized + 'static {
 }
 
 /// A grade: 0..=1, perhaps with a confidence of 0..=1.
+///
+/// ```
+/// use llmpick_plugin_sdk::Score;
+///
+/// let score = Score::new(0.75)?.with_confidence(0.9);
+/// assert_eq!((score.value(), score.confidence()), (0.75, Some(0.9)));
+/// # llmpick_plugin_sdk::Result::Ok(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Score {
     value: f64,
@@ -42,6 +78,11 @@ pub struct Score {
 
 impl Score {
     /// Checks that `value` is in 0..=1.
+    ///
+    /// ```
+    /// # use llmpick_plugin_sdk::Score;
+    /// assert!(Score::new(1.5).is_err() && Score::new(f64::NAN).is_err());
+    /// ```
     pub fn new(value: f64) -> Result<Self> {
         if (0.0..=1.0).contains(&value) {
             Ok(Self {

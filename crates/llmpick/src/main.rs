@@ -58,7 +58,7 @@ async fn run(cli: Cli, printer: Printer) -> Result<()> {
         Verb::Rm(args) => verbs::models::rm(args, global, printer),
         Verb::Route(args) => verbs::route::run(args, global, printer),
         Verb::Feedback(args) => verbs::feedback::run(args, global, printer).await,
-        Verb::Plugin(args) => verbs::plugin::run(args, global, printer),
+        Verb::Plugin(args) => verbs::plugin::run(args, global, printer).await,
         Verb::Eval(args) => verbs::eval::run(args, global, printer).await,
         Verb::Sim(args) => verbs::sim::run(args, global, printer),
         Verb::Replay(args) => verbs::replay::run(args, global, printer),

@@ -302,7 +302,23 @@ impl Reader<'_> {
             isolation,
             pin: self.switch("plugins.pin"),
             watch: self.switch("plugins.watch"),
+            scorers: self.scorers(),
         })
+    }
+
+    /// A name stays a name; a path is made absolute.
+    fn scorers(&self) -> Vec<String> {
+        let origin = self.origin("plugins.scorers");
+        let named = self.texts("plugins.scorers").into_iter();
+        named
+            .map(|text| {
+                let plugin = text.split(',').next().unwrap_or_default();
+                match plugin.contains('/') {
+                    true => self.absolute(&text, &origin).into_string(),
+                    false => text,
+                }
+            })
+            .collect()
     }
 
     fn budget(&self) -> Result<BudgetSettings, SettingsError> {

@@ -106,6 +106,7 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("scheduler.down_after", Kind::Count),
     ("scheduler.cool_down", Kind::Text),
     ("scheduler.sessions", Kind::Count),
+    ("plugins.scorers", Kind::Texts),
     ("budget.per_request_usd", Kind::Number),
     ("budget.limit_usd", Kind::Number),
     ("budget.window", Kind::Text),

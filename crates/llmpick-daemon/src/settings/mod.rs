@@ -128,6 +128,8 @@ pub struct PluginSettings {
     pub pin: bool,
     /// The daemon reloads the router when its file changes.
     pub watch: bool,
+    /// Scorers that grade beside those built in: `LIBRARY[:SCORER][,KEY=VALUE]...`.
+    pub scorers: Vec<String>,
 }
 
 /// `[budget]`.

@@ -305,9 +305,11 @@ fn many(plugin: &Plugin) -> Result<String, String> {
         times.hold("score")?;
         made += 1;
     }
+    // Before anything else is done here that takes memory.
+    let now = resident();
     let mut note = format!("{} grades: {}", thousands(made), times.words());
     if made > GRADES / 10 {
-        let growth = grown(before, made - GRADES / 10, "grades")?;
+        let growth = grown(now - before, made - GRADES / 10, "grades")?;
         note.push_str(&format!("; {growth}"));
     }
     Ok(note)

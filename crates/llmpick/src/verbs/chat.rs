@@ -87,7 +87,8 @@ struct RoutingArgs {
     /// The right answer, so that a scorer can grade this one
     #[arg(long, value_name = "TEXT")]
     reference: Option<String>,
-    /// The scorer that grades: exact, choice, numeric, regex, logprob
+    /// The scorer that grades: exact, choice, numeric, regex, logprob, or a plugin of
+    /// plugins.scorers
     #[arg(long, value_name = "NAME")]
     scorer: Option<String>,
 }

@@ -2,7 +2,10 @@
 //! the contract.
 
 mod look;
+mod new;
+mod reload;
 mod test;
+mod trust;
 
 use camino::Utf8PathBuf;
 use clap::{Args, Subcommand};
@@ -29,12 +32,20 @@ enum What {
         /// A plugin's name, such as c2mabv, or the path of a library
         plugin: String,
     },
+    /// Write a project for a plugin, which builds and passes `plugin test` as it is
+    New(new::NewArgs),
+    /// Try a library out in a process of its own: what it holds, whether it starts
+    Probe(trust::ProbeArgs),
+    /// Accept a library as it is now, after it changed or was put in quarantine
+    Trust(trust::TrustArgs),
+    /// Let the running daemon load its router anew, with what was learnt
+    Reload(reload::ReloadArgs),
     /// Hold a plugin to its contract, each test in a process of its own
     Test(test::TestArgs),
 }
 
 /// Does what was asked.
-pub fn run(args: PluginArgs, global: &Global, printer: Printer) -> Result<()> {
+pub async fn run(args: PluginArgs, global: &Global, printer: Printer) -> Result<()> {
     match args.what {
         What::List => {
             let settings = open::settings(global, Vec::new())?;
@@ -44,6 +55,10 @@ pub fn run(args: PluginArgs, global: &Global, printer: Printer) -> Result<()> {
         What::Inspect { plugin } => {
             look::inspect(&open::settings(global, Vec::new())?, &plugin, printer)
         }
+        What::New(args) => new::run(args, printer),
+        What::Probe(args) => trust::probe(&args, global, printer),
+        What::Trust(args) => trust::trust(&args, global, printer),
+        What::Reload(args) => reload::run(args, global, printer).await,
         What::Test(args) => test::run(args, global, printer),
     }
 }
