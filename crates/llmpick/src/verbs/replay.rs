@@ -27,8 +27,8 @@ pub struct ReplayArgs {
     /// latencies.csv, contexts.csv where there are such)
     #[arg(
         value_name = "PATH",
-        conflicts_with = "scores",
-        required_unless_present = "scores"
+        conflicts_with_all = ["scores", "ledger"],
+        required_unless_present_any = ["scores", "ledger"]
     )]
     path: Option<Utf8PathBuf>,
     /// CSV: the query's id, then a column of scores (0 to 1, blank for none) for each model
