@@ -6,8 +6,9 @@ use rand::RngCore;
 use crate::c2mabv::complete;
 use crate::cascade::{self, Order};
 use crate::chance::{beta, coin, shuffle};
+use crate::names::Key;
 use crate::stats::{ArmStats, Table, TableConfig};
-use crate::ties::{self, binomial};
+use crate::ties::{self, Classes, binomial};
 use crate::{
     Choice, ConfigError, Learner, Mode, NoArm, Observation, Question, UnsoundState, aic, awc,
     rounding, suc,
@@ -166,12 +167,12 @@ struct View<'a> {
 impl<'a> View<'a> {
     fn new(learner: &BaselineLearner, question: &'a Question<'a>, arms: Vec<usize>) -> Self {
         let (tag, features) = (question.context, question.features);
-        let context = learner.state.context(tag, features, &learner.table);
+        let context = Key::new(learner.state.context(tag, features, &learner.table));
         let stats = arms
             .iter()
             .map(|&k| {
                 let arm = &question.arms[k];
-                learner.state.priced(arm, context, &learner.table)
+                learner.state.priced_for(arm, context, &learner.table)
             })
             .collect();
         let n = question.size(arms.len());
@@ -286,7 +287,7 @@ impl<'a> View<'a> {
             let costs = self.costs(0.0);
             let z = self.programme(&means, &costs);
             let set = rounding::round(&z, rng);
-            (ties::share(&z, &means, &costs), set, costs, z)
+            (Classes::new(&means, &costs).share(&z), set, costs, z)
         } else {
             let set = self.largest(&means);
             let z = (0..k).map(|i| f64::from(u8::from(set.contains(&i))));
@@ -305,7 +306,7 @@ impl<'a> View<'a> {
             .map(|z| epsilon * uniform + (1.0 - epsilon) * z);
         // An explored set may also be one the greedy rule could have drawn.
         let as_greedy = ties::outcomes(&z).map_or(f64::NAN, |outcomes| {
-            ties::probability(&outcomes, &means, &costs, &set)
+            Classes::new(&means, &costs).probability(&outcomes, &set)
         });
         let propensity = epsilon / binomial(k, self.n) + (1.0 - epsilon) * as_greedy;
         self.choice(set, mixed.collect(), propensity, why)

@@ -81,6 +81,7 @@ impl Spend {
 
 /// The most that a call of the arm can cost: the host's bound; without one the larger of its
 /// estimate and the largest cost seen; infinite for a stranger.
+#[inline]
 pub(crate) fn most(arm: &ArmView<'_>, largest_seen: f64) -> f64 {
     match (known(arm.cost_max), known(arm.est_cost)) {
         (Some(bound), _) => bound,
@@ -91,6 +92,7 @@ pub(crate) fn most(arm: &ArmView<'_>, largest_seen: f64) -> f64 {
 }
 
 /// An amount of money the host knows.
+#[inline]
 pub(crate) fn known(x: f64) -> Option<f64> {
     (x.is_finite() && x >= 0.0).then_some(x)
 }
@@ -98,6 +100,7 @@ pub(crate) fn known(x: f64) -> Option<f64> {
 /// What a paced budget charges for an arm with this mean cost of `count` calls, of which the
 /// radius says that `width` is uncertain. Costs of one arm differ by about their mean, so 1/√n
 /// of it bounds the doubt as well.
+#[inline]
 pub(crate) fn charged(mean: f64, width: f64, count: f64) -> f64 {
     let doubt = (1.0 / count.max(1.0).sqrt()).min(MOST_OPTIMISM);
     mean - width.min(doubt * mean)

@@ -4,17 +4,21 @@
 //! the mode → marginals z̃ → dependent rounding → a set. Only z̃ would have to leave the
 //! machine, see [`C2mabv::marginals`]. Feedback updates exactly the arms that ran.
 
+use std::fmt::{self, Write as _};
+
 use rand::RngCore;
 
 use crate::budget::{self, BudgetMode};
 use crate::cascade::{self, Order};
 use crate::chance::{pick, shuffle};
 use crate::lp::{LpError, Solution};
+use crate::names::Key;
 use crate::rounding;
-use crate::stats::{self, ArmStats, Delta, Table, TableConfig};
+use crate::stats::{self, ArmStats, Delta, Radius, Table, TableConfig};
+use crate::ties::{self, Classes};
 use crate::{
     ArmView, Choice, ConfigError, Learner, Mode, NoArm, Observation, Question, UnsoundState, aic,
-    awc, direct, suc, ties,
+    awc, direct, suc,
 };
 
 /// b_k, by which an arm's cost radius is multiplied. Prices differ by a factor of 500, and one
@@ -187,10 +191,10 @@ impl C2mabv {
         let mut arms = question.eligible()?;
         // Ties go to the first arm of the solvers, so the order must be nobody's privilege.
         shuffle(&mut arms, rng);
-        let context = self.context(question);
+        let known = self.known(question);
         let mut bounds: Vec<Bounds> = arms
             .iter()
-            .map(|&k| self.bounds(&question.arms[k], context, question))
+            .map(|&k| self.bounds(&question.arms[k], &known))
             .collect();
         let purse = self.purse(question, drawn, &mut arms, &mut bounds);
         let n = question.size(arms.len());
@@ -221,16 +225,21 @@ impl C2mabv {
             complete(&mut solution.z, &means, &costs);
             (solution, None, relaxed_after_all)
         };
+        let classes = Classes::new(&means, &costs);
+        let most = match purse.left.is_finite() {
+            true => bounds.iter().map(|b| b.most).collect(),
+            false => Vec::new(),
+        };
         let mut round = Round {
-            marginals: ties::share(&solution.z, &means, &costs),
+            marginals: classes.share(&solution.z),
             mixed: outcomes.is_some(),
             outcomes,
-            most: bounds.iter().map(|b| b.most).collect(),
+            most,
             may_shrink: matches!(question.mode, Mode::AnyWin | Mode::Single),
             arms,
             bounds,
             means,
-            costs,
+            classes,
             solution,
             purse,
             relaxed_after_all,
@@ -254,7 +263,7 @@ impl C2mabv {
             left: f64::INFINITY,
             fits: true,
         };
-        if rho.is_nan() || rho == f64::INFINITY {
+        if is_unlimited(rho) {
             return open(f64::INFINITY);
         }
         if self.config.budget_mode == BudgetMode::Average {
@@ -350,32 +359,41 @@ impl C2mabv {
             .context(question.context, question.features, table)
     }
 
+    /// What all arms of a question share.
+    fn known<'a>(&'a self, question: &'a Question<'_>) -> Known<'a> {
+        let t = self.state.round(&self.config.table);
+        Known {
+            context: Key::new(self.context(question)),
+            radius: Radius::new(question.arms.len(), t, self.config.delta.at(t)),
+            unlimited: is_unlimited(question.budget),
+        }
+    }
+
     /// μ̄ and c̲ of one arm.
-    fn bounds(&self, arm: &ArmView<'_>, context: &str, question: &Question<'_>) -> Bounds {
+    #[inline]
+    fn bounds(&self, arm: &ArmView<'_>, known: &Known<'_>) -> Bounds {
         let config = &self.config;
-        let stats = self.state.priced(arm, context, &config.table);
-        let t = self.state.round(&config.table);
-        let delta = config.delta.at(t);
+        let stats = self.state.priced_for(arm, known.context, &config.table);
         // 0 × ∞ of an arm never pulled would be NaN; the bounds do not use the width then.
-        let width = |alpha: f64, count: f64| match alpha
-            * stats::radius(count, question.arms.len(), t, delta)
-        {
+        let width = |alpha: f64, count: f64| match alpha * known.radius.of(count) {
             width if width.is_finite() => width,
             _ => 0.0,
         };
         let reward_width = width(config.alpha_reward, stats.reward.count);
-        let cost_width = width(config.alpha_cost, stats.cost.count) * self.scale(arm, &stats);
+        // Without a budget nobody asks for the bounds of a cost.
+        let cost_width = match known.unlimited {
+            true => 0.0,
+            false => width(config.alpha_cost, stats.cost.count) * self.scale(arm, &stats),
+        };
         Bounds {
             reward: stats::optimistic_reward(stats.reward.mean(), reward_width),
-            cost: stats::lower_cost(stats.cost.mean(), cost_width),
+            cost: match known.unlimited {
+                true => 0.0,
+                false => stats::lower_cost(stats.cost.mean(), cost_width),
+            },
             reward_width,
             cost_width,
             estimate: budget::known(arm.est_cost),
-            expected_cost: stats
-                .cost
-                .mean()
-                .or(budget::known(arm.est_cost))
-                .unwrap_or(0.0),
             most: budget::most(arm, stats.largest_cost),
             stats,
         }
@@ -392,12 +410,15 @@ impl C2mabv {
 
     fn reason(&self, question: &Question<'_>, round: &Round, first: usize) -> String {
         let bounds = &round.bounds[first];
-        let mut text = match bounds.stats.reward.mean() {
-            None => "never scored yet, so tried first".to_owned(),
-            Some(mean) => format!(
-                "mean {mean:.2} ±{:.2} of {:.0} scores, {}",
+        let mut text = String::with_capacity(REASON);
+        // Writing to a `String` cannot fail.
+        let _ = match bounds.stats.reward.mean() {
+            None => write!(text, "never scored yet, so tried first"),
+            Some(mean) => write!(
+                text,
+                "mean {mean:.2} ±{:.2} of {} scores, {}",
                 bounds.reward_width,
-                bounds.stats.reward.count,
+                Count(bounds.stats.reward.count),
                 if question.mode == Mode::AnyWin && question.max_arms > 1 {
                     "cheapest per expected success"
                 } else if question.budget.is_finite() {
@@ -409,7 +430,7 @@ impl C2mabv {
         };
         let share = round.marginals[first];
         if share < 1.0 - 1e-9 {
-            text.push_str(&format!(", drawn with probability {share:.2}"));
+            let _ = write!(text, ", drawn with probability {share:.2}");
         }
         if !round.purse.fits {
             text.push_str("; nothing surely fits what is left of the budget, so the cheapest");
@@ -448,8 +469,9 @@ impl Learner for C2mabv {
         }
         let propensity = round.probability(&set);
         match question.mode {
+            _ if set.len() < 2 => {}
             Mode::AnyWin | Mode::Single => {
-                let costs: Vec<f64> = round.bounds.iter().map(|b| b.expected_cost).collect();
+                let costs: Vec<f64> = round.bounds.iter().map(Bounds::expected_cost).collect();
                 cascade::sort(&mut set, &round.means, &costs, self.config.order);
             }
             Mode::SumUp | Mode::AllIn => {
@@ -491,9 +513,42 @@ struct Bounds {
     estimate: Option<f64>,
     /// The most that one call can cost.
     most: f64,
-    /// ĉ, or the host's estimate before the first call: what orders a cascade.
-    expected_cost: f64,
     stats: ArmStats,
+}
+
+impl Bounds {
+    /// ĉ, or the host's estimate before the first call: what orders a cascade.
+    fn expected_cost(&self) -> f64 {
+        self.stats.cost.mean().or(self.estimate).unwrap_or(0.0)
+    }
+}
+
+/// What all arms of a question share.
+struct Known<'a> {
+    context: Key<'a>,
+    radius: Radius,
+    /// No budget: cost is no criterion.
+    unlimited: bool,
+}
+
+/// A count without decimals. Whole ones, as all are where nothing is forgotten, are printed as
+/// what they are: the general way takes longer than the choice.
+struct Count(f64);
+
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 as u64 {
+            whole if whole as f64 == self.0 => whole.fmt(f),
+            _ => write!(f, "{:.0}", self.0),
+        }
+    }
+}
+
+/// Room for the reason of most decisions.
+const REASON: usize = 128;
+
+fn is_unlimited(rho: f64) -> bool {
+    rho.is_nan() || rho == f64::INFINITY
 }
 
 /// One solved round; all but `arms` is indexed by the place in `arms`.
@@ -503,9 +558,10 @@ struct Round {
     bounds: Vec<Bounds>,
     /// What the solver saw.
     means: Vec<f64>,
-    costs: Vec<f64>,
+    /// Which of them it could not tell apart.
+    classes: Classes,
     solution: Solution,
-    /// The most that one call of each can cost.
+    /// The most that one call of each can cost; empty but for a hard budget.
     most: Vec<f64>,
     purse: Purse,
     /// A set that is too dear loses an arm, rather than exchanging it.
@@ -549,9 +605,7 @@ impl Round {
         if support.map(|k| self.most[k]).sum::<f64>() <= self.purse.left {
             return;
         }
-        let equal = |i: usize, j: usize| ties::equal(&self.means, &self.costs, i, j);
-        let k = self.means.len();
-        let untold = (0..k).any(|i| (0..i).any(|j| equal(i, j) && self.most[i] != self.most[j]));
+        let untold = self.classes.divided(|i, j| self.most[i] != self.most[j]);
         let known = match &self.outcomes {
             Some(mixed) => Some(mixed.clone()),
             None => ties::outcomes(&self.solution.z),
@@ -561,14 +615,14 @@ impl Round {
             self.outcomes = Some(Vec::new());
             return;
         };
-        let mut drawn = vec![0.0; k];
+        let mut drawn = vec![0.0; self.means.len()];
         for (set, p) in &mut outcomes {
             budget::fit(set, &self.most, self.purse.left, self.may_shrink);
             for (share, _) in drawn.iter_mut().zip(set.iter()).filter(|(_, s)| **s) {
                 *share += *p;
             }
         }
-        self.marginals = ties::share(&drawn, &self.means, &self.costs);
+        self.marginals = self.classes.share(&drawn);
         self.outcomes = Some(outcomes);
     }
 
@@ -606,7 +660,7 @@ impl Round {
         if outcomes.is_empty() {
             return f64::NAN;
         }
-        ties::probability(outcomes, &self.means, &self.costs, set)
+        self.classes.probability(outcomes, set)
     }
 
     /// Marginals by place in the question.

@@ -29,10 +29,11 @@ pub fn below(n: usize, rng: &mut (impl RngCore + ?Sized)) -> usize {
     if n <= 1 {
         return 0;
     }
-    let threshold = n.wrapping_neg() % n;
     loop {
         let product = u128::from(rng.next_u64()) * u128::from(n);
-        if product as u64 >= threshold {
+        // The threshold is below n: the division is needed for one draw in 2⁶⁴/n.
+        let low = product as u64;
+        if low >= n || low >= n.wrapping_neg() % n {
             return (product >> 64) as usize;
         }
     }

@@ -26,6 +26,7 @@ pub mod drift;
 mod exact;
 mod learner;
 pub mod lp;
+mod names;
 pub mod pickllm;
 pub mod rounding;
 pub mod stats;

@@ -136,11 +136,12 @@ fn exchange(inside: &[bool], weights: &[f64], costs: &[f64]) -> Option<(usize, u
             let lambda = (weights[i] - weights[j]) / saved;
             let key = [lambda, -saved, -costs[i], weights[i]];
             let better = best.as_ref().is_none_or(|(known, _)| {
-                let order = key.iter().zip(known).map(|(a, b)| a.total_cmp(b));
-                order
-                    .into_iter()
-                    .find(|o| o.is_ne())
-                    .is_some_and(|o| o.is_lt())
+                // Nearly always the first decides.
+                let rest = || {
+                    let order = key.iter().zip(known).map(|(a, b)| a.total_cmp(b));
+                    order.into_iter().find(|o| o.is_ne())
+                };
+                key[0] < known[0] || key[0] == known[0] && rest().is_some_and(|o| o.is_lt())
             });
             if better {
                 best = Some((key, (i, j)));
@@ -150,15 +151,34 @@ fn exchange(inside: &[bool], weights: &[f64], costs: &[f64]) -> Option<(usize, u
     best.map(|(_, pair)| pair)
 }
 
+/// Up to so many of the first are kept in order in one pass, rather than all sorted.
+const FEW: usize = 8;
+
 /// Membership of the first `n` of 0..k in the given order; ties by index.
 pub(crate) fn top(
     k: usize,
     n: usize,
     mut order: impl FnMut(usize, usize) -> std::cmp::Ordering,
 ) -> Vec<bool> {
+    let mut inside = vec![false; k];
+    if n <= FEW {
+        let mut first = [0; FEW];
+        let mut len = 0;
+        for i in 0..k {
+            // Behind its equals: they came before it.
+            let behind = (0..len).rev().find(|&place| order(first[place], i).is_le());
+            let place = behind.map_or(0, |place| place + 1);
+            if place < n {
+                len = (len + 1).min(n);
+                first.copy_within(place..len - 1, place + 1);
+                first[place] = i;
+            }
+        }
+        first[..len].iter().for_each(|&i| inside[i] = true);
+        return inside;
+    }
     let mut indexes: Vec<usize> = (0..k).collect();
     indexes.sort_by(|&a, &b| order(a, b));
-    let mut inside = vec![false; k];
     for &k in indexes.iter().take(n) {
         inside[k] = true;
     }

@@ -140,10 +140,12 @@ impl Pair {
     }
 }
 
+#[inline]
 fn is_whole(z: f64) -> bool {
     z == 0.0 || z == 1.0
 }
 
+#[inline]
 fn snap(z: f64) -> f64 {
     if z.is_nan() || z < SNAP {
         0.0

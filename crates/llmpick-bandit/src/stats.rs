@@ -4,13 +4,13 @@
 //! answer but not at the bill. Counts are real numbers because a discount γ < 1 shrinks
 //! them, so that an arm that changed is believed again (ALGORITHMS 1.9).
 
-use std::collections::BTreeMap;
 use std::f64::consts::PI;
 
 use serde::{Deserialize, Serialize};
 
 use crate::budget::{Spend, known};
 use crate::cluster::{ClusterConfig, Clusters};
+use crate::names::{Key, Named};
 use crate::{ArmView, ConfigError, Observation, UnsoundState, exact};
 
 /// Contexts an arm keeps statistics for; later ones are answered from the pool, so that a
@@ -56,23 +56,43 @@ impl Delta {
 /// The confidence radius rad(n) = √( ln(2π²K t³ / (3δ)) / (2n) ) of `n` observations among
 /// `arms` = K arms in round `t`; infinite before the first observation.
 pub fn radius(n: f64, arms: usize, t: f64, delta: f64) -> f64 {
-    if n <= 0.0 {
-        return f64::INFINITY;
+    Radius::new(arms, t, delta).of(n)
+}
+
+/// The [`radius`] of one round: its logarithm is the same for all arms.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Radius {
+    log: f64,
+}
+
+impl Radius {
+    pub(crate) fn new(arms: usize, t: f64, delta: f64) -> Self {
+        let k = arms.max(1) as f64;
+        let t = t.max(1.0);
+        // The logarithm of the product as a sum: t³/δ may leave the range of f64.
+        let log = libm::log(2.0 * PI * PI * k / 3.0) + 3.0 * libm::log(t) - libm::log(delta);
+        Self { log }
     }
-    let k = arms.max(1) as f64;
-    let t = t.max(1.0);
-    // The logarithm of the product as a sum: t³/δ may leave the range of f64.
-    let log = libm::log(2.0 * PI * PI * k / 3.0) + 3.0 * libm::log(t) - libm::log(delta);
-    (log / (2.0 * n)).sqrt()
+
+    /// rad(n).
+    #[inline]
+    pub(crate) fn of(self, n: f64) -> f64 {
+        if n <= 0.0 {
+            return f64::INFINITY;
+        }
+        (self.log / (2.0 * n)).sqrt()
+    }
 }
 
 /// μ̄ = min(μ̂ + α_μ·rad, 1); 1 before the first pull.
+#[inline]
 pub fn optimistic_reward(mean: Option<f64>, width: f64) -> f64 {
     mean.map_or(1.0, |mean| (mean + width).min(1.0))
 }
 
 /// c̲ = max(ĉ − α_c·b_k·rad, 0); 0 before the first pull. Price is estimated from below on
 /// purpose: optimism is what earns an arm we have barely tried its second look.
+#[inline]
 pub fn lower_cost(mean: Option<f64>, width: f64) -> f64 {
     mean.map_or(0.0, |mean| (mean - width).max(0.0))
 }
@@ -111,12 +131,14 @@ impl Tally {
     }
 
     /// The mean; `None` before the first observation.
+    #[inline]
     pub fn mean(&self) -> Option<f64> {
         (self.count > 0.0).then(|| self.sum / self.count)
     }
 
     /// This context's tally, shrunk towards the rest of the pool: the others count as at most
     /// `strength` observations more (a power prior). One context alone is its own pool.
+    #[inline]
     pub fn shrunk(&self, pool: &Tally, strength: f64) -> Tally {
         let others = Tally {
             count: (pool.count - self.count).max(0.0),
@@ -173,8 +195,23 @@ struct Record {
     pool: ArmStats,
     #[serde(default, skip_serializing_if = "Tokens::is_none")]
     tokens: Tokens,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    contexts: BTreeMap<String, ArmStats>,
+    #[serde(default, skip_serializing_if = "Named::is_empty")]
+    contexts: Named<ArmStats>,
+}
+
+impl Record {
+    #[inline]
+    fn stats(&self, context: Key<'_>, config: &TableConfig) -> ArmStats {
+        let Some(strength) = config.shrinkage else {
+            return self.pool;
+        };
+        let own = self.contexts.find(context).copied().unwrap_or_default();
+        ArmStats {
+            reward: own.reward.shrunk(&self.pool.reward, strength),
+            cost: own.cost.shrunk(&self.pool.cost, strength),
+            largest_cost: self.pool.largest_cost,
+        }
+    }
 }
 
 /// What calls of known length cost: what they would cost at another price.
@@ -221,6 +258,7 @@ impl Tokens {
 
     /// What the same calls would cost at today's prices, in units of what they did cost; 1 where
     /// that is about the same, or unknown.
+    #[inline]
     fn change(&self, arm: &ArmView<'_>) -> f64 {
         let Some((price_in, price_out)) = known(arm.price_in).zip(known(arm.price_out)) else {
             return 1.0;
@@ -282,7 +320,7 @@ pub struct Table {
     spend: Spend,
     #[serde(default, skip_serializing_if = "Clusters::is_new")]
     clusters: Clusters,
-    arms: BTreeMap<String, Record>,
+    arms: Named<Record>,
 }
 
 impl Table {
@@ -348,8 +386,7 @@ impl Table {
             self.clusters.observe(observation.features, clusters);
         }
         if !self.arms.contains_key(observation.arm) {
-            self.arms
-                .insert(observation.arm.to_owned(), Record::default());
+            self.arms.insert(observation.arm, Record::default());
         }
         let cluster = config
             .clusters
@@ -368,36 +405,40 @@ impl Table {
             } else if record.contexts.len() < MAX_CONTEXTS {
                 let mut stats = ArmStats::default();
                 stats.push(reward, cost);
-                record.contexts.insert(context.to_owned(), stats);
+                record.contexts.insert(context, stats);
             }
         }
     }
 
     /// What is known of an arm in a context; empty statistics for an arm never seen.
     pub fn arm(&self, id: &str, context: &str, config: &TableConfig) -> ArmStats {
-        let Some(record) = self.arms.get(id) else {
-            return ArmStats::default();
-        };
-        let Some(strength) = config.shrinkage else {
-            return record.pool;
-        };
-        let own = record.contexts.get(context).copied().unwrap_or_default();
-        ArmStats {
-            reward: own.reward.shrunk(&record.pool.reward, strength),
-            cost: own.cost.shrunk(&record.pool.cost, strength),
-            largest_cost: record.pool.largest_cost,
-        }
+        let record = self.arms.get(id);
+        record.map_or_else(ArmStats::default, |record| {
+            record.stats(Key::new(context), config)
+        })
     }
 
     /// What is known of an arm in a context, its costs at today's prices: when a price changes,
     /// what was learnt of the length of its answers stays.
     pub fn priced(&self, arm: &ArmView<'_>, context: &str, config: &TableConfig) -> ArmStats {
-        let mut stats = self.arm(arm.id, context, config);
-        if let Some(record) = self.arms.get(arm.id) {
-            let change = record.tokens.change(arm);
-            stats.cost.sum *= change;
-            stats.largest_cost *= change;
-        }
+        self.priced_for(arm, Key::new(context), config)
+    }
+
+    /// [`priced`](Self::priced) for many arms of one context.
+    #[inline]
+    pub(crate) fn priced_for(
+        &self,
+        arm: &ArmView<'_>,
+        context: Key<'_>,
+        config: &TableConfig,
+    ) -> ArmStats {
+        let Some(record) = self.arms.get(arm.id) else {
+            return ArmStats::default();
+        };
+        let mut stats = record.stats(context, config);
+        let change = record.tokens.change(arm);
+        stats.cost.sum *= change;
+        stats.largest_cost *= change;
         stats
     }
 

@@ -252,6 +252,12 @@ unsafe fn look_up<T>(
 
 /// Text of a plugin, made fit for a log or a terminal: valid UTF-8 in one line.
 pub(crate) fn clean(bytes: &[u8]) -> String {
+    // Nearly always there is nothing to clean, and a decision waits for it.
+    if let Ok(text) = std::str::from_utf8(bytes)
+        && !text.contains(char::is_control)
+    {
+        return text.trim().to_owned();
+    }
     String::from_utf8_lossy(bytes)
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c })
