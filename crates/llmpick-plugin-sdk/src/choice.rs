@@ -139,7 +139,9 @@ impl<'a> Choice<'a> {
     /// assert_eq!(plan.marginals, [0.1, 0.1, 0.8]);
     /// ```
     pub fn marginal(&mut self, index: usize, probability: f64) -> &mut Self {
-        self.plan.marginals.resize(self.candidates, f64::NAN);
+        if self.plan.marginals.len() != self.candidates {
+            self.plan.marginals.resize(self.candidates, f64::NAN);
+        }
         match self.plan.marginals.get_mut(index) {
             Some(marginal) => *marginal = probability,
             None => self.known(index),

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{self, Result};
 use crate::request::text;
-use crate::{Error, Host, Plan};
+use crate::{Candidate, Error, Host, Plan};
 
 /// Exports plugins from a `cdylib`: `export_plugins!(router MyRouter, scorer MyScorer);`.
 /// Once per library.
@@ -108,6 +108,8 @@ pub(crate) struct Instance<P> {
     pub(crate) plugin: P,
     /// Reused between selects, so that a choice allocates nothing.
     pub(crate) plan: Plan,
+    /// Empty but during a select; reused, for its memory.
+    pub(crate) candidates: Vec<Candidate<'static>>,
     host: Host,
     poisoned: bool,
 }
@@ -132,6 +134,7 @@ impl<P> Instance<P> {
         let instance = Box::new(Self {
             plugin,
             plan: Plan::default(),
+            candidates: Vec::new(),
             host,
             poisoned: false,
         });

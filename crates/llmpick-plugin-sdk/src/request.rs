@@ -239,9 +239,14 @@ impl<'a> SelectRequest<'a> {
         ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
     }
 
+    /// Reads a request, its candidates into the memory of an empty list.
+    ///
     /// # Safety
     /// `raw` is NULL or a request of the host, valid for `'a` (rule R1: until the call returns).
-    pub(crate) unsafe fn from_raw(raw: *const abi::SelectReq) -> Result<Self> {
+    pub(crate) unsafe fn from_raw(
+        raw: *const abi::SelectReq,
+        room: Vec<Candidate<'a>>,
+    ) -> Result<Self> {
         if raw.is_null() {
             return Err(Error::invalid("the host passed no request"));
         }
@@ -254,7 +259,7 @@ impl<'a> SelectRequest<'a> {
                 seed: raw.seed,
                 arms_epoch: raw.arms_epoch,
                 budget: Duration::from_nanos(raw.budget_ns),
-                candidates: candidates(&raw)?,
+                candidates: candidates(&raw, room)?,
                 allowed_modes: Modes(raw.allowed_modes),
                 task: text(raw.task)?,
                 session: text(raw.session)?,
@@ -473,11 +478,14 @@ impl<'a> ScoreRequest<'a> {
 
 /// # Safety
 /// The request's array is readable as its counts and stride say, for `'a`.
-unsafe fn candidates<'a>(raw: &abi::SelectReq) -> Result<Vec<Candidate<'a>>> {
+unsafe fn candidates<'a>(
+    raw: &abi::SelectReq,
+    mut candidates: Vec<Candidate<'a>>,
+) -> Result<Vec<Candidate<'a>>> {
     let count = raw.n_candidates as usize;
     let stride = raw.candidate_size as usize;
     if count == 0 {
-        return Ok(Vec::new());
+        return Ok(candidates);
     }
     if raw.candidates.is_null() || stride == 0 {
         return Err(Error::invalid("the host passed no candidates"));
@@ -491,11 +499,17 @@ unsafe fn candidates<'a>(raw: &abi::SelectReq) -> Result<Vec<Candidate<'a>>> {
         }
     };
     // Collecting results would grow the list step by step: it knows no length beforehand.
-    let mut candidates = Vec::with_capacity(count);
+    candidates.reserve(count);
     for index in 0..count {
         candidates.push(one(index)?);
     }
     Ok(candidates)
+}
+
+/// An empty list in the memory of this one, for candidates of any request.
+pub(crate) fn emptied(candidates: Vec<Candidate<'_>>) -> Vec<Candidate<'static>> {
+    // The standard library collects into the memory that it empties.
+    candidates.into_iter().map_while(|_| None).collect()
 }
 
 impl<'a> Candidate<'a> {

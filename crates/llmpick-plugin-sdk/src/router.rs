@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::entry;
 use crate::export::{Instance, plugin};
+use crate::request::emptied;
 use crate::{Choice, Error, Feedback, Host, Plan, Result, SelectRequest};
 
 /// A router: chooses arms, and learns from what comes back.
@@ -166,11 +167,19 @@ unsafe extern "C" fn select<P: RouterPlugin>(
     // SAFETY: the host's pointers are as the header promises, and valid during this call.
     unsafe {
         Instance::<P>::call(this, err, |instance| {
-            let request = SelectRequest::from_raw(req)?;
-            let Instance { plugin, plan, .. } = instance;
+            let Instance {
+                plugin,
+                plan,
+                candidates,
+                ..
+            } = instance;
             let plan: &mut Plan = plan;
-            plugin.select(&request, &mut Choice::new(plan, &request))?;
-            plan.write(&request, P::CAPS, out)
+            let request = SelectRequest::from_raw(req, std::mem::take(candidates))?;
+            let chosen = plugin
+                .select(&request, &mut Choice::new(plan, &request))
+                .and_then(|()| plan.write(&request, P::CAPS, out));
+            *candidates = emptied(request.candidates);
+            chosen
         })
     }
 }
