@@ -649,6 +649,7 @@ impl Round {
         let drawn;
         let outcomes = match &self.outcomes {
             Some(known) => known,
+            None if self.is_certain(set) => return 1.0 / self.classes.ways(set),
             None => match ties::outcomes(&self.solution.z) {
                 Some(found) => {
                     drawn = found;
@@ -661,6 +662,15 @@ impl Round {
             return f64::NAN;
         }
         self.classes.probability(outcomes, set)
+    }
+
+    /// Nothing is left to chance but the shuffle: the usual case, and quickly told.
+    fn is_certain(&self, set: &[usize]) -> bool {
+        let z = &self.solution.z;
+        let whole = z.iter().all(|&z| z == 0.0 || z == 1.0);
+        whole
+            && set.iter().all(|&i| z[i] == 1.0)
+            && set.len() == z.iter().filter(|z| **z == 1.0).count()
     }
 
     /// Marginals by place in the question.

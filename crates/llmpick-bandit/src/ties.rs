@@ -105,13 +105,19 @@ impl Classes {
         };
         let same = outcomes.iter().filter(|(inside, _)| is_drawn(inside));
         let probability: f64 = same.map(|(_, p)| p).sum();
+        probability / self.ways(set)
+    }
+
+    /// How many sets an exchange of equal arms makes of this one.
+    pub(crate) fn ways(&self, set: &[usize]) -> f64 {
         if self.distinct {
-            return probability;
+            return 1.0;
         }
+        let mut drawn = vec![0usize; self.first.len()];
+        set.iter().for_each(|&i| drawn[self.first[i]] += 1);
         let size = |class: usize| self.first.iter().filter(|&&c| c == class).count();
         let taken = drawn.iter().enumerate().filter(|(_, k)| **k > 0);
-        let ways: f64 = taken.map(|(class, &k)| binomial(size(class), k)).product();
-        probability / ways
+        taken.map(|(class, &k)| binomial(size(class), k)).product()
     }
 }
 
