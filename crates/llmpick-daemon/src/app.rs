@@ -1,27 +1,21 @@
 //! The assembled program: every part, put together as the settings say.
 
-use std::collections::HashMap;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use llmpick_core::{
-    Arm, ArmId, Backend, ContextKey, Locality, Outcome, Price, Scheduler, Score, Scorer,
-};
+use llmpick_core::{ArmId, Backend, ContextKey, Outcome, Scheduler, Score, Scorer};
 use llmpick_dispatch::{Dispatch, DispatchError, DispatchSettings, Parts, SystemClock};
 use llmpick_ledger::{Ledger, LedgerError};
 use llmpick_plugin_host::LocalScheduler;
-use llmpick_remote::{OpenAi, OpenAiError, OpenAiOptions, RemoteScheduler, RemoteSchedulerOptions};
+use llmpick_remote::{OpenAiError, RemoteScheduler, RemoteSchedulerOptions};
 use llmpick_store::{Store, StoreError};
 use tracing::{error, warn};
 
-use crate::parts::{
-    ModelError, TOTAL_BUDGET, context_of, engine_options, open_ledger, open_store, refuse_embedder,
-};
+use crate::parts::{ModelError, TOTAL_BUDGET, open_ledger, open_store, refuse_embedder};
 use crate::plugins::{self, PluginError};
+use crate::pool::{Pool, ReloadedArms};
 use crate::reload::{Reloaded, Reloading};
-use crate::residency::{Find, Residency};
-use crate::settings::{RemoteSettings, read_secret};
-use crate::{Paths, Settings, scorers};
+use crate::settings::read_secret;
+use crate::{Paths, Settings, SettingsError, scorers};
 
 /// How an [`App`] is put together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,13 +28,11 @@ pub struct AppOptions {
 /// Every part of the program.
 pub struct App {
     settings: Settings,
-    store: Store,
     ledger: Arc<Ledger>,
     dispatch: Arc<Dispatch>,
     scorers: Vec<Arc<dyn Scorer>>,
-    residency: Arc<Residency>,
-    /// Backends outside the pool, by file, so that a model is loaded once.
-    outside: Mutex<HashMap<PathBuf, Arc<dyn Backend>>>,
+    /// The arms as the settings want them, and local models outside of the pool.
+    pool: Pool,
     /// Which library routes, or why the fallback does.
     reloading: Reloading,
 }
@@ -48,6 +40,9 @@ pub struct App {
 /// Why the parts do not go together.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
+    /// The settings, read again.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
     /// The router's plugin.
     #[error(transparent)]
     Plugin(#[from] PluginError),
@@ -82,11 +77,7 @@ impl App {
     pub fn open(settings: Settings, options: AppOptions) -> Result<Self, AppError> {
         let store = open_store(&settings)?;
         let ledger = Arc::new(open_ledger(&settings)?);
-        let residency = Residency::new(settings.compute.memory_limit);
-        let mut arms = pool_arms(&settings, &store, &residency);
-        for remote in &settings.remotes {
-            arms.push(remote_arm(remote)?);
-        }
+        let pool = Pool::open(&settings, store)?;
         let (router, reloading) = match plugins::load_router(&settings) {
             Ok((router, library)) => (router, Reloading::new(Ok(&library))),
             Err(fault) if options.tolerate_plugin => {
@@ -99,7 +90,7 @@ impl App {
         let scorers = scorers::all(&settings, options.tolerate_plugin)?;
         let dispatch = Dispatch::new(Parts {
             ledger: Arc::clone(&ledger),
-            arms,
+            arms: pool.backends(),
             router,
             scorers: scorers.clone(),
             settings: dispatch_settings(&settings),
@@ -110,12 +101,10 @@ impl App {
         set_shadow(&settings, &dispatch);
         Ok(Self {
             settings,
-            store,
             ledger,
             dispatch,
             scorers,
-            residency,
-            outside: Mutex::default(),
+            pool,
             reloading,
         })
     }
@@ -127,13 +116,11 @@ impl App {
         dispatch: Arc<Dispatch>,
     ) -> Result<Self, AppError> {
         Ok(Self {
-            store: open_store(&settings)?,
-            residency: Residency::new(settings.compute.memory_limit),
+            pool: Pool::empty(&settings, open_store(&settings)?),
             settings,
             ledger,
             dispatch,
             scorers: llmpick_score::all(),
-            outside: Mutex::default(),
             reloading: Reloading::default(),
         })
     }
@@ -148,9 +135,9 @@ impl App {
         &self.settings.paths
     }
 
-    /// The models.
-    pub fn store(&self) -> &Store {
-        &self.store
+    /// The models, as the settings were last read.
+    pub fn store(&self) -> Store {
+        self.pool.store()
     }
 
     /// The memory of decisions.
@@ -182,6 +169,16 @@ impl App {
         self.reloading.reload(&self.settings, &self.dispatch)
     }
 
+    /// Reads the settings again and makes the pool anew: models that were pulled or removed,
+    /// remotes that came, went or changed, prices. An arm that stays keeps its loaded weights, and
+    /// what is being written is written to its end. What was learnt of an arm outlives it. Blocks.
+    ///
+    /// # Errors
+    /// What is wrong in the settings; the old pool goes on serving.
+    pub fn reload_arms(&self) -> Result<ReloadedArms, AppError> {
+        self.pool.reload(&self.settings, &self.dispatch)
+    }
+
     /// The arm of this name, if it is in the pool.
     pub fn arm(&self, name: &str) -> Option<Arc<dyn Backend>> {
         let arms = self.dispatch.arms();
@@ -193,32 +190,14 @@ impl App {
     /// A local model by name or path as a backend, in the pool or not. Reads the file's
     /// header; the weights follow with the first request.
     pub fn local_backend(&self, name_or_path: &str) -> Result<Arc<dyn Backend>, ModelError> {
-        let resolved = self.store.resolve(name_or_path)?;
+        let resolved = self.store().resolve(name_or_path)?;
         refuse_embedder(resolved.card.as_ref())?;
         if let Some(arm) = self.arm(&resolved.arm_name)
             && resolved.card.is_some()
         {
             return Ok(arm);
         }
-        if let Ok(outside) = self.outside.lock()
-            && let Some(known) = outside.get(&resolved.path)
-        {
-            return Ok(Arc::clone(known));
-        }
-        let options = engine_options(&self.settings);
-        let arm = Arm {
-            id: ArmId::new(&resolved.arm_name)?,
-            locality: Locality::Local,
-            context_tokens: context_of(&resolved.path, &options)?,
-            price: local_price(&self.settings),
-        };
-        let found = (arm.clone(), resolved.path.clone());
-        let find: Find = Box::new(move || Ok(found.clone()));
-        let backend: Arc<dyn Backend> = self.residency.arm(arm, find, options);
-        if let Ok(mut outside) = self.outside.lock() {
-            outside.insert(resolved.path, Arc::clone(&backend));
-        }
-        Ok(backend)
+        self.pool.outside(resolved)
     }
 
     /// Grades a text with a scorer by name, or with the first that has something to go by.
@@ -318,116 +297,6 @@ fn scheduler(settings: &Settings) -> Result<Arc<dyn Scheduler>, AppError> {
             Ok(Arc::new(remote))
         }
     }
-}
-
-fn local_price(settings: &Settings) -> Price {
-    Price::PerHour {
-        usd: settings.compute.usd_per_hour,
-    }
-}
-
-/// An arm for each entry of the pool, here or not. One that cannot be used says why, and
-/// the others answer.
-fn pool_arms(
-    settings: &Settings,
-    store: &Store,
-    residency: &Arc<Residency>,
-) -> Vec<Arc<dyn Backend>> {
-    let options = engine_options(settings);
-    let mut arms: Vec<Arc<dyn Backend>> = Vec::new();
-    for name in &settings.pool {
-        let Some(id) = expected_id(store, name) else {
-            warn!(
-                arm = name,
-                "pool entry left out, its name cannot be an arm's"
-            );
-            continue;
-        };
-        let card_context = store.card(name).map_or(0, |card| card.context_tokens);
-        let expected = Arm {
-            id,
-            locality: Locality::Local,
-            context_tokens: options
-                .max_context
-                .map_or(card_context, |most| most.min(card_context)),
-            price: local_price(settings),
-        };
-        let find = finder(
-            store.clone(),
-            name.clone(),
-            expected.clone(),
-            options.clone(),
-        );
-        let arm = residency.arm(expected, find, options.clone());
-        if arm.path().is_none() {
-            warn!(
-                arm = name,
-                reason = arm.state().unavailable,
-                "arm is not available"
-            );
-        }
-        arms.push(arm);
-    }
-    arms
-}
-
-/// The arm's name before its file is found: the catalogue's, or the file's stem.
-fn expected_id(store: &Store, name: &str) -> Option<ArmId> {
-    let stem = match store.resolve(name) {
-        Ok(resolved) => resolved.arm_name,
-        Err(_) if name.ends_with(".gguf") => camino::Utf8Path::new(name)
-            .file_stem()
-            .unwrap_or(name)
-            .to_owned(),
-        Err(_) => name.to_owned(),
-    };
-    ArmId::new(stem).ok()
-}
-
-fn finder(
-    store: Store,
-    name: String,
-    expected: Arm,
-    options: llmpick_engine::EngineOptions,
-) -> Find {
-    Box::new(move || {
-        let resolved = store.resolve(&name).map_err(|error| sentence(&error))?;
-        refuse_embedder(resolved.card.as_ref()).map_err(|error| sentence(&error))?;
-        let context_tokens =
-            context_of(&resolved.path, &options).map_err(|error| sentence(&error))?;
-        Ok((
-            Arm {
-                context_tokens,
-                ..expected.clone()
-            },
-            resolved.path,
-        ))
-    })
-}
-
-fn remote_arm(remote: &RemoteSettings) -> Result<Arc<dyn Backend>, AppError> {
-    let arm = Arm {
-        id: remote.name.clone(),
-        locality: Locality::Remote,
-        context_tokens: remote.context_tokens,
-        price: Price::PerToken {
-            input_usd: remote.input_usd_per_mtok,
-            output_usd: remote.output_usd_per_mtok,
-        },
-    };
-    let options = OpenAiOptions {
-        base_url: remote.base_url.clone(),
-        model: remote.model.clone(),
-        api_key: remote.api_key.clone(),
-        unavailable: remote.key_missing.clone(),
-        timeout: remote.timeout,
-        extended_sampling: remote.extended_sampling,
-    };
-    let backend = OpenAi::new(arm, options).map_err(|source| AppError::Remote {
-        name: remote.name.clone(),
-        source,
-    })?;
-    Ok(Arc::new(backend))
 }
 
 /// An error and its causes in one line, each said once.

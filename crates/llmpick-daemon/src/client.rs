@@ -201,6 +201,13 @@ impl Client {
         self.get("/llmpick/v1/arms").await
     }
 
+    /// Lets it read its settings again and make its pool anew. The answer is a
+    /// [`ReloadedArms`](crate::ReloadedArms) as JSON; a refusal leaves the old pool serving.
+    pub async fn reload_arms(&self) -> Result<Value, ClientError> {
+        self.read(Method::POST, "/llmpick/v1/arms/reload", None)
+            .await
+    }
+
     /// The router's plugin: what serves, and why the chosen one does not where so.
     pub async fn plugins(&self) -> Result<Value, ClientError> {
         self.get("/llmpick/v1/plugins").await

@@ -143,19 +143,21 @@ pub(crate) struct Watcher {
 }
 
 /// What changes when a file does.
-type Signature = (u64, u64, i64, i64, u64);
+pub(crate) type Signature = (u64, u64, i64, i64, u64);
+
+/// The file as it is now; `None` where it is not there.
+pub(crate) fn signature(path: &std::path::Path) -> Option<Signature> {
+    let file = std::fs::metadata(path).ok()?;
+    let written = (file.mtime(), file.mtime_nsec());
+    Some((file.dev(), file.ino(), written.0, written.1, file.len()))
+}
 
 impl Watcher {
     /// True when the file has changed since the last time this was true and is still: a file
     /// that is being written is left alone until the next look. Blocks.
     pub(crate) fn has_changed(&mut self, settings: &Settings) -> bool {
-        let found = plugins::path(settings)
-            .ok()
-            .and_then(|path| std::fs::metadata(path).ok());
-        let now = found.map(|file| {
-            let written = (file.mtime(), file.mtime_nsec());
-            (file.dev(), file.ino(), written.0, written.1, file.len())
-        });
+        let path = plugins::path(settings).ok();
+        let now = path.and_then(|path| signature(path.as_std_path()));
         let still = now == self.last;
         self.last = now;
         let changed = now.is_some() && still && now != self.settled;
@@ -172,6 +174,16 @@ pub(crate) fn reload_if_other(app: &crate::App) {
         Ok(found) if app.router_sha256().as_ref() == Some(&found) => {}
         Ok(_) => reload_and_log(app),
         Err(error) => warn!(error = sentence(&error), "the router's file cannot be read"),
+    }
+}
+
+/// The arms as the settings want them now, or the reason why not in the log. Blocks.
+pub(crate) fn reload_arms_and_log(app: &crate::App) {
+    if let Err(error) = app.reload_arms() {
+        warn!(
+            error = sentence(&error),
+            "the arms were not reloaded, the old ones go on"
+        );
     }
 }
 

@@ -4,16 +4,18 @@
 //! can know: which other models are in memory, and which of them nobody is using.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use llmpick_core::{
-    Arm, ArmState, Backend, BackendError, BoxFuture, ChoiceLikelihood, ChoicesRequest, EventStream,
-    GenerateRequest,
+    Arm, ArmId, ArmState, Backend, BackendError, BoxFuture, ChoiceLikelihood, ChoicesRequest,
+    EventStream, GenerateRequest,
 };
 use llmpick_engine::{EngineOptions, LocalModel};
 use tokio::sync::MutexGuard;
 use tracing::info;
+
+use crate::reload::{Signature, signature};
 
 /// How often an arm whose file is not here looks for it again.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
@@ -28,6 +30,8 @@ pub(crate) struct ResidentArm {
     find: Find,
     options: EngineOptions,
     model: OnceLock<LocalModel>,
+    /// As its file was when it was found.
+    signature: OnceLock<Option<Signature>>,
     /// When the file was last looked for, and why it could not be used.
     missing: Mutex<Option<(Instant, String)>>,
     last_used: Mutex<Instant>,
@@ -40,7 +44,7 @@ pub(crate) struct Residency {
     arms: Mutex<Vec<Weak<ResidentArm>>>,
     /// One model makes room and loads at a time, so that two cannot both take the last bytes.
     loading: tokio::sync::Mutex<()>,
-    limit: Option<u64>,
+    limit: Mutex<Option<u64>>,
 }
 
 /// The models together would pass `compute.memory_limit`.
@@ -58,9 +62,14 @@ struct TooMuch {
 impl Residency {
     pub(crate) fn new(limit: Option<u64>) -> Arc<Self> {
         Arc::new(Self {
-            limit,
+            limit: Mutex::new(limit),
             ..Self::default()
         })
+    }
+
+    /// Another limit, for models that are loaded from now on.
+    pub(crate) fn set_limit(&self, limit: Option<u64>) {
+        *self.limit.lock().unwrap_or_else(PoisonError::into_inner) = limit;
     }
 
     /// Adds an arm. Its file is looked for once, now.
@@ -75,6 +84,7 @@ impl Residency {
             find,
             options,
             model: OnceLock::new(),
+            signature: OnceLock::new(),
             missing: Mutex::new(None),
             last_used: Mutex::new(Instant::now()),
             residency: Arc::clone(self),
@@ -105,7 +115,8 @@ impl Residency {
 
     /// Unloads models that nobody uses until `needed` bytes are below the limit.
     async fn make_room(&self, arm: &ResidentArm, needed: u64) -> Result<(), BackendError> {
-        let Some(limit) = self.limit else {
+        let limit = *self.limit.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(limit) = limit else {
             return Ok(());
         };
         let mut held: u64 = 0;
@@ -153,6 +164,7 @@ impl ResidentArm {
         match (self.find)() {
             Ok((arm, path)) => {
                 *missing = None;
+                self.signature.get_or_init(|| signature(&path));
                 let model = LocalModel::new(arm, path, self.options.clone());
                 // Another thread may have been as quick; either is right.
                 Some(self.model.get_or_init(|| model))
@@ -162,6 +174,14 @@ impl ResidentArm {
                 None
             }
         }
+    }
+
+    /// Whether it runs just this file in just this way: a loaded model need not be loaded anew.
+    pub(crate) fn runs(&self, id: &ArmId, path: &Path, options: &EngineOptions) -> bool {
+        let found = self.model.get().map(|model| (model.arm(), model.path()));
+        found.is_some_and(|(own, at)| own.id == *id && at == path)
+            && self.options == *options
+            && self.signature.get() == Some(&signature(path))
     }
 
     fn reason(&self) -> String {

@@ -58,6 +58,8 @@ pub enum Verb {
     Task(verbs::task::TaskArgs),
     /// Run the daemon: an OpenAI-compatible API on a unix socket and on loopback
     Serve(verbs::serve::ServeArgs),
+    /// Let the running daemon read its settings again: models, remotes, prices
+    Reload,
     /// Fetch models: a name, `default` or `starter`
     Pull(verbs::pull::PullArgs),
     /// List models: what is here, what can be had

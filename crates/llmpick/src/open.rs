@@ -188,6 +188,7 @@ pub fn app_error(error: &AppError) -> CliError {
         AppError::Plugin(error) => CliError::new(ExitCode::Plugin, chain(error))
             .hint("`llmpick plugin list` shows what there is; router.plugin chooses"),
         AppError::Ledger(error) => ledger_error(error),
+        AppError::Settings(error) => settings_error(error),
         AppError::Dispatch(error) => dispatch_error(error),
         AppError::Remote { .. } | AppError::Scheduler(_) | AppError::SchedulerKey(_) => {
             CliError::new(ExitCode::Settings, chain(error))

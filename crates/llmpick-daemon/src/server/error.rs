@@ -148,6 +148,16 @@ impl ApiError {
         }
     }
 
+    /// 409: the settings cannot be used as they are now.
+    pub(crate) fn settings(error: &(dyn std::error::Error + 'static)) -> Self {
+        let message = format!("{}; the old arms go on serving", sentence(error));
+        let error = Self::new(StatusCode::CONFLICT, "settings_error", message);
+        Self {
+            code: Some("settings_refused"),
+            ..error
+        }
+    }
+
     fn unavailable(message: impl Into<String>) -> Self {
         let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message);
         error.retry_after = Some(5);

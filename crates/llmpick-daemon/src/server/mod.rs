@@ -248,6 +248,7 @@ fn routes(serving: &Arc<Serving>) -> Router {
         .route("/llmpick/v1/feedback", post(records::feedback))
         .route("/llmpick/v1/routes/{id}", get(records::route))
         .route("/llmpick/v1/arms", get(records::arms))
+        .route("/llmpick/v1/arms/reload", post(records::reload_arms))
         .route("/llmpick/v1/plugins", get(plugins::status))
         .route("/llmpick/v1/plugins/reload", post(plugins::reload))
         .route("/llmpick/v1/schedule", post(schedule::schedule))

@@ -1,4 +1,5 @@
-//! The router's plugin: what serves, and loading it anew on command, signal and change.
+//! The router's plugin: what serves, and loading it anew on command, signal and change. The
+//! signal renews the arms as well.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use tracing::{info, warn};
 
 use super::Serving;
 use super::error::ApiError;
-use crate::reload::{Watcher, reload_and_log, reload_if_other};
+use crate::reload::{Watcher, reload_and_log, reload_arms_and_log, reload_if_other};
 
 /// How often the router's file is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -54,13 +55,17 @@ async fn on_signal(serving: Arc<Serving>) {
     use tokio::signal::unix::{SignalKind, signal};
     let mut hangups = match signal(SignalKind::hangup()) {
         Ok(hangups) => hangups,
-        Err(error) => return warn!(%error, "SIGHUP does not reload the router here"),
+        Err(error) => return warn!(%error, "SIGHUP reloads nothing here"),
     };
     while hangups.recv().await.is_some() {
-        info!("told by SIGHUP to reload the router");
+        info!("told by SIGHUP to reload the arms and the router");
         let serving = Arc::clone(&serving);
+        let reload = move || {
+            reload_arms_and_log(&serving.app);
+            reload_and_log(&serving.app);
+        };
         // A panic in it is in the log already.
-        let _ = tokio::task::spawn_blocking(move || reload_and_log(&serving.app)).await;
+        let _ = tokio::task::spawn_blocking(reload).await;
     }
 }
 

@@ -61,7 +61,7 @@ fn all_models(serving: &Serving) -> Vec<Value> {
         };
         models.push(entry(arm.id.as_str(), owner));
     }
-    for name in generative(serving.app.store()) {
+    for name in generative(&serving.app.store()) {
         if !models.iter().any(|model| model["id"] == name.as_str()) {
             models.push(entry(&name, "local"));
         }
@@ -99,6 +99,14 @@ pub(crate) async fn arms(State(serving): State<Arc<Serving>>) -> Reply {
         ))
     })
     .await?
+}
+
+/// `POST /llmpick/v1/arms/reload`: the settings are read again, and the pool made anew.
+pub(crate) async fn reload_arms(State(serving): State<Arc<Serving>>) -> Reply {
+    let reloaded = blocking(move || serving.app.reload_arms()).await?;
+    let reloaded = reloaded.map_err(|error| ApiError::settings(&error))?;
+    let value = serde_json::to_value(reloaded).map_err(|error| ApiError::internal(&error))?;
+    Ok(Json(value))
 }
 
 /// `GET /llmpick/v1/routes/{id}` and `…/routes/last`: why this model.

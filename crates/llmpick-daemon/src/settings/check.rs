@@ -49,6 +49,7 @@ pub(super) fn check(
         paths: paths.clone(),
         merged,
         files,
+        sources: super::Kept(sources.clone()),
     })
 }
 

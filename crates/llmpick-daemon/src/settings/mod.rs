@@ -71,6 +71,18 @@ pub struct Settings {
     pub remotes: Vec<RemoteSettings>,
     merged: layers::Merged,
     files: Vec<SettingsFile>,
+    sources: Kept,
+}
+
+/// Where the settings were read from, for reading them again. The environment may hold keys,
+/// so it is not printed.
+#[derive(Clone)]
+struct Kept(SettingsSources);
+
+impl std::fmt::Debug for Kept {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SettingsSources")
+    }
 }
 
 /// `[router]`.
@@ -207,7 +219,7 @@ pub struct ChatSettings {
 }
 
 /// One `[[remote]]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RemoteSettings {
     /// The arm.
     pub name: ArmId,
@@ -340,6 +352,28 @@ impl Settings {
     pub fn load_with(sources: SettingsSources, paths: Paths) -> Result<Self, SettingsError> {
         let (merged, files) = layers::merge(&sources, &paths)?;
         check::check(merged, files, paths, &sources)
+    }
+
+    /// Reads and checks every layer again: the files as they are now, under the environment and
+    /// the flags of then.
+    ///
+    /// # Errors
+    /// What is wrong in them, as at the start.
+    pub fn reread(&self) -> Result<Self, SettingsError> {
+        Self::load_with(self.sources.0.clone(), self.paths.clone())
+    }
+
+    /// The settings whose values differ, remotes and the router's own table included.
+    pub(crate) fn differing(&self, other: &Self) -> Vec<String> {
+        let (ours, theirs) = (&self.merged.values, &other.merged.values);
+        let keys: std::collections::BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
+        let value = |settings: &std::collections::BTreeMap<String, (toml::Value, Origin)>, key| {
+            settings.get(key).map(|(value, _)| value.clone())
+        };
+        keys.into_iter()
+            .filter(|key| value(ours, *key) != value(theirs, *key))
+            .cloned()
+            .collect()
     }
 
     /// One setting with its value and origin. A key without value and default is known too.

@@ -11,6 +11,7 @@ pub mod models;
 pub mod perplexity;
 pub mod plugin;
 pub mod pull;
+pub mod reload;
 pub mod replay;
 pub mod route;
 pub mod serve;

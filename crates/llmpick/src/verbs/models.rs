@@ -8,6 +8,7 @@ use crate::cli::Global;
 use crate::error::{CliError, ExitCode, Result, chain};
 use crate::open;
 use crate::printer::{Printer, bytes, table};
+use crate::verbs::reload::tell_daemon;
 
 /// Options of `ls`.
 #[derive(Args, Debug)]
@@ -140,7 +141,7 @@ fn flatten(prefix: &str, value: &serde_json::Value, rows: &mut Vec<Vec<String>>)
 }
 
 /// Removes the files of each.
-pub fn rm(args: RmArgs, global: &Global, printer: Printer) -> Result<()> {
+pub async fn rm(args: RmArgs, global: &Global, printer: Printer) -> Result<()> {
     let settings = open::settings(global, Vec::new())?;
     let store = open::store(&settings)?;
     let mut removed = Vec::new();
@@ -150,6 +151,7 @@ pub fn rm(args: RmArgs, global: &Global, printer: Printer) -> Result<()> {
             .map_err(|error| CliError::from_error(ExitCode::ModelMissing, &error))?;
         removed.push(json!({"name": name, "bytes": freed}));
     }
+    tell_daemon(&settings).await;
     let line = |row: &serde_json::Value| {
         let size = bytes(row["bytes"].as_u64().unwrap_or_default());
         format!(

@@ -12,6 +12,7 @@ use crate::cli::Global;
 use crate::error::{CliError, ExitCode, Result};
 use crate::open;
 use crate::printer::{Printer, bytes};
+use crate::verbs::reload::tell_daemon;
 
 /// Options of `pull`.
 #[derive(Args, Debug)]
@@ -36,6 +37,7 @@ pub async fn run(args: PullArgs, global: &Global, printer: Printer) -> Result<()
     for name in &names {
         pulled.push(pull_one(&store, name).await?);
     }
+    tell_daemon(&settings).await;
     let value: Vec<_> = pulled
         .iter()
         .map(|model| json!({"name": model.name, "path": model.path, "bytes": model.bytes}))
