@@ -1,7 +1,9 @@
 //! Which arm a router that settles on one settles on, and how soon: the table of ALGORITHMS
 //! 2.3 for PickLLM's learners.
 //!
-//! Each round's score is the arm's mean plus normal noise, cut to 0..=1. A seed has settled
+//! A router first meets each arm by a report without cost or grade, so that the automaton begins
+//! at P = 1/K as the reference does; in use it gives an arm it never heard of an equal share of
+//! the draws until it has. Each round's score is the arm's mean plus normal noise, cut to 0..=1. A seed has settled
 //! when one arm has had at least 99 % of the router's choices for twenty rounds in a row (less
 //! would take the turns of a warm-up for a choice), and ends then or after the last step; what
 //! counts is whether the arm most likely at its end is the best one.
@@ -126,6 +128,7 @@ fn run(
         seed,
     };
     let mut drive = Drive::new(router, &entries, rules);
+    drive.introduce()?;
     let mut world = seeded(derive(seed, WORLD));
     let costs = vec![0.0; entries.len()];
     let mut scores = costs.clone();

@@ -179,6 +179,32 @@ impl Drive {
         }
     }
 
+    /// Makes the router meet every arm, by a report of a call that had neither cost nor grade.
+    /// A router that gives strangers a share of their own then begins as on paper, with all arms
+    /// alike.
+    pub(crate) fn introduce(&mut self) -> Result<(), PlayError> {
+        for candidate in &self.candidates {
+            let met = self.router.feedback(&Feedback {
+                route_id: RouteId(0),
+                arm: candidate.id.clone(),
+                position: 0,
+                outcome: OutcomeKind::Ok,
+                task: String::new(),
+                features: Vec::new(),
+                fallback: false,
+                cold: false,
+                prompt_tokens: 0,
+                completion_tokens: 0,
+                latency_ms: f64::NAN,
+                ttft_ms: f64::NAN,
+                cost: f64::NAN,
+                score: None,
+            });
+            met.map_err(|source| PlayError::Feedback { round: 0, source })?;
+        }
+        Ok(())
+    }
+
     /// Asks, runs what was chosen, and tells the router of every arm that ran.
     pub(crate) fn play(&mut self, truth: &Truth<'_>) -> Result<Played, PlayError> {
         self.round += 1;

@@ -68,7 +68,7 @@ struct PickllmArgs {
     #[arg(long, value_name = "T", value_parser = clap::value_parser!(u64).range(1..))]
     steps: Option<u64>,
     /// How many seeds
-    #[arg(long, value_name = "K", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, value_name = "K", default_value_t = 3000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     seeds: u32,
     /// The first seed; the others follow it
     #[arg(long, value_name = "SEED", default_value_t = 1)]
@@ -90,10 +90,10 @@ const LEARNERS: [&str; 12] = [
     "automaton,b=0.5",
     "pursuit,b=0.05",
     "pursuit,b=0.1",
-    "q,alpha=0.1,q_start=0",
-    "q,alpha=0.1,q_start=1",
-    "q,alpha=0.3,q_start=0",
-    "q,alpha=0.3,q_start=1",
+    "q,alpha=0.1,q_start=0,epsilon_min=0.02,lock=false",
+    "q,alpha=0.1,q_start=1,epsilon_min=0.02,lock=false",
+    "q,alpha=0.3,q_start=0,epsilon_min=0.02,lock=false",
+    "q,alpha=0.3,q_start=1,epsilon_min=0.02,lock=false",
 ];
 
 /// A number from 0 to 1.
