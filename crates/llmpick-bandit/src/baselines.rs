@@ -172,7 +172,7 @@ impl<'a> View<'a> {
             .iter()
             .map(|&k| {
                 let arm = &question.arms[k];
-                learner.state.priced_for(arm, context, &learner.table)
+                learner.state.priced_for(arm, context, &learner.table).0
             })
             .collect();
         let n = question.size(arms.len());

@@ -373,13 +373,13 @@ impl C2mabv {
     #[inline]
     fn bounds(&self, arm: &ArmView<'_>, known: &Known<'_>) -> Bounds {
         let config = &self.config;
-        let stats = self.state.priced_for(arm, known.context, &config.table);
+        let (stats, sure) = self.state.priced_for(arm, known.context, &config.table);
         // 0 × ∞ of an arm never pulled would be NaN; the bounds do not use the width then.
         let width = |alpha: f64, count: f64| match alpha * known.radius.of(count) {
             width if width.is_finite() => width,
             _ => 0.0,
         };
-        let reward_width = width(config.alpha_reward, stats.reward.count);
+        let reward_width = width(config.alpha_reward, sure);
         // Without a budget nobody asks for the bounds of a cost.
         let cost_width = match known.unlimited {
             true => 0.0,

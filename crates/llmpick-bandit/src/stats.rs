@@ -199,18 +199,27 @@ struct Record {
     contexts: Named<ArmStats>,
 }
 
+/// What the pool says of a context's mean counts as `shrinkage` observations; of how sure that
+/// is, as this share of them. A context differs from the pool by what no observation of the
+/// pool can tell, so it must be looked at for itself. With 1, one shuffle in ten of MMLU-Pro
+/// never gave the best model a second look (.6292 against .69); .6 to .7 end alike.
+const SURENESS: f64 = 0.7;
+
 impl Record {
+    /// The statistics, and how many observations the radius of the reward may count.
     #[inline]
-    fn stats(&self, context: Key<'_>, config: &TableConfig) -> ArmStats {
+    fn stats(&self, context: Key<'_>, config: &TableConfig) -> (ArmStats, f64) {
         let Some(strength) = config.shrinkage else {
-            return self.pool;
+            return (self.pool, self.pool.reward.count);
         };
         let own = self.contexts.find(context).copied().unwrap_or_default();
-        ArmStats {
+        let stats = ArmStats {
             reward: own.reward.shrunk(&self.pool.reward, strength),
             cost: own.cost.shrunk(&self.pool.cost, strength),
             largest_cost: self.pool.largest_cost,
-        }
+        };
+        let others = (self.pool.reward.count - own.reward.count).max(0.0);
+        (stats, own.reward.count + others.min(SURENESS * strength))
     }
 }
 
@@ -414,32 +423,34 @@ impl Table {
     pub fn arm(&self, id: &str, context: &str, config: &TableConfig) -> ArmStats {
         let record = self.arms.get(id);
         record.map_or_else(ArmStats::default, |record| {
-            record.stats(Key::new(context), config)
+            record.stats(Key::new(context), config).0
         })
     }
 
     /// What is known of an arm in a context, its costs at today's prices: when a price changes,
     /// what was learnt of the length of its answers stays.
     pub fn priced(&self, arm: &ArmView<'_>, context: &str, config: &TableConfig) -> ArmStats {
-        self.priced_for(arm, Key::new(context), config)
+        self.priced_for(arm, Key::new(context), config).0
     }
 
-    /// [`priced`](Self::priced) for many arms of one context.
+    /// [`priced`](Self::priced) for many arms of one context, and the number of observations
+    /// that a radius of the reward may count: fewer than the mean rests on, where it leans on
+    /// the pool.
     #[inline]
     pub(crate) fn priced_for(
         &self,
         arm: &ArmView<'_>,
         context: Key<'_>,
         config: &TableConfig,
-    ) -> ArmStats {
+    ) -> (ArmStats, f64) {
         let Some(record) = self.arms.get(arm.id) else {
-            return ArmStats::default();
+            return (ArmStats::default(), 0.0);
         };
-        let mut stats = record.stats(context, config);
+        let (mut stats, sure) = record.stats(context, config);
         let change = record.tokens.change(arm);
         stats.cost.sum *= change;
         stats.largest_cost *= change;
-        stats
+        (stats, sure)
     }
 
     fn discount(&mut self, gamma: f64) {
@@ -619,6 +630,11 @@ mod tests {
         // Never seen there: the pool's mean, believed like ten observations.
         let fresh = table.arm("a", "law", &config).reward;
         assert_eq!((fresh.count, fresh.mean()), (10.0, Some(1.0)));
+        // How sure that is counts for less, and one context alone leans on nobody.
+        let (_, sure) = table.priced_for(&ArmView::stranger("a"), Key::new("law"), &config);
+        assert_eq!(sure, SURENESS * 10.0);
+        let (_, sure) = table.priced_for(&ArmView::stranger("a"), Key::new(""), &config);
+        assert_eq!(sure, 1000.0);
         for _ in 0..30 {
             let observation = Observation {
                 context: "law",

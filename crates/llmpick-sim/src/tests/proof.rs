@@ -140,10 +140,26 @@ fn pickllm_settles_as_the_reference_did() {
         ("automaton,b=0.5", 0.443, Some(17.0)),
         ("pursuit,b=0.05", 1.0, Some(105.0)),
         ("pursuit,b=0.1", 1.0, Some(61.0)),
-        ("q,alpha=0.1,q_start=0,epsilon_min=0.02,lock=false", 0.48, None),
-        ("q,alpha=0.1,q_start=1,epsilon_min=0.02,lock=false", 1.0, None),
-        ("q,alpha=0.3,q_start=0,epsilon_min=0.02,lock=false", 0.97, None),
-        ("q,alpha=0.3,q_start=1,epsilon_min=0.02,lock=false", 0.99, None),
+        (
+            "q,alpha=0.1,q_start=0,epsilon_min=0.02,lock=false",
+            0.48,
+            None,
+        ),
+        (
+            "q,alpha=0.1,q_start=1,epsilon_min=0.02,lock=false",
+            1.0,
+            None,
+        ),
+        (
+            "q,alpha=0.3,q_start=0,epsilon_min=0.02,lock=false",
+            0.97,
+            None,
+        ),
+        (
+            "q,alpha=0.3,q_start=1,epsilon_min=0.02,lock=false",
+            0.99,
+            None,
+        ),
     ] {
         let settings = if median.is_some() { &settings } else { &q };
         let Some(report) = settle(settings, learner) else {
