@@ -10,6 +10,7 @@ mod arm;
 mod backend;
 mod id;
 mod money;
+mod owned;
 mod request;
 mod router;
 mod scheduler;
@@ -23,6 +24,7 @@ pub use backend::{
 };
 pub use id::{ArmId, ContextKey, InvalidId, RouteId};
 pub use money::{InvalidMoney, NanoDollars};
+pub use owned::OwnedRequest;
 pub use request::{GenerateRequest, Message, Prompt, Role, Sampling, Usage};
 pub use router::{
     Candidate, Decision, DecisionSource, Feedback, Mode, OutcomeKind, Router, RouterError,

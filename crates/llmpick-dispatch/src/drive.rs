@@ -146,27 +146,12 @@ impl<'a, W: Work> Run<'a, W> {
         if self.pinned || !self.answers.is_empty() || self.tried.len() >= most {
             return None;
         }
-        let barred = self.barred();
+        let barred = fallback::barred(&self.candidates, &self.tried, &self.failures);
         let planned = self.decision.choices.iter().map(|choice| *choice as usize);
         planned
             .filter(|index| !barred.contains(index))
             .find(|index| self.candidates.get(*index).is_some_and(|c| c.eligible))
             .or_else(|| fallback::best(&self.candidates, &barred))
-    }
-
-    /// Arms that were tried, and those whose context is known to be too small as well.
-    fn barred(&self) -> Vec<usize> {
-        let too_small = self.failures.iter().filter_map(|(_, error)| match error {
-            BackendError::ContextExceeded { context_tokens, .. } => Some(*context_tokens),
-            _ => None,
-        });
-        let too_small = too_small.max().unwrap_or(0);
-        (0..self.pool.len())
-            .filter(|index| {
-                let context = self.candidates.get(*index).map_or(0, |c| c.context_tokens);
-                self.tried.contains(index) || context <= too_small
-            })
-            .collect()
     }
 
     /// Makes one arm work, and records how that went.

@@ -1,6 +1,6 @@
 //! Choosing without the router: when it failed, and when the arms it chose did.
 
-use llmpick_core::{Candidate, Decision, DecisionSource, Mode};
+use llmpick_core::{ArmId, BackendError, Candidate, Decision, DecisionSource, Mode};
 
 /// The best eligible arm outside `tried`: the best measured score, then warm ones, then the
 /// cheapest, then the first. `None` when no arm is left.
@@ -26,6 +26,25 @@ pub(crate) fn best(candidates: &[Candidate], tried: &[usize]) -> Option<usize> {
         }
     }
     best
+}
+
+/// Arms that need not be tried again after these failures: those that were, and those whose
+/// context is known to be too small.
+pub(crate) fn barred(
+    candidates: &[Candidate],
+    tried: &[usize],
+    failures: &[(ArmId, BackendError)],
+) -> Vec<usize> {
+    let too_small = failures.iter().filter_map(|(_, error)| match error {
+        BackendError::ContextExceeded { context_tokens, .. } => Some(*context_tokens),
+        _ => None,
+    });
+    let too_small = too_small.max().unwrap_or(0);
+    let places = candidates.iter().enumerate();
+    places
+        .filter(|(index, arm)| tried.contains(index) || arm.context_tokens <= too_small)
+        .map(|(index, _)| index)
+        .collect()
 }
 
 /// A plan of the one best arm. `None` when no arm is eligible.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
-use llmpick_core::{Candidate, DecisionSource, Mode, RouteId, Router, RouterNeeds, SelectRequest};
+use llmpick_core::{DecisionSource, OwnedRequest, Router, RouterNeeds, SelectRequest};
 use llmpick_ledger::{Ledger, LedgerError, ShadowRecord};
 use tokio::sync::watch;
 use tracing::{debug, warn};
@@ -32,23 +32,7 @@ pub(crate) struct Shadow {
 
 /// What the first router was asked, kept for the second.
 struct Question {
-    route_id: RouteId,
-    seed: u64,
-    arms_epoch: u64,
-    time_budget: Duration,
-    candidates: Vec<Candidate>,
-    allowed_modes: Vec<Mode>,
-    task: String,
-    session: String,
-    prompt: Option<String>,
-    features: Option<Vec<f32>>,
-    prompt_tokens: u32,
-    max_new_tokens: u32,
-    max_cost: f64,
-    max_latency_ms: f64,
-    min_score: f64,
-    cost_budget: f64,
-    max_arms: u32,
+    request: OwnedRequest,
     /// The last row that the first router had learnt.
     learnt: u64,
 }
@@ -84,26 +68,10 @@ impl Shadow {
 
     /// Hands it a copy of a question. `prompt` is the request's text, if it needs that.
     pub(crate) fn ask(&self, select: &SelectRequest<'_>, prompt: Option<String>, learnt: u64) {
-        let question = Question {
-            route_id: select.route_id,
-            seed: select.seed,
-            arms_epoch: select.arms_epoch,
-            time_budget: select.time_budget,
-            candidates: select.candidates.to_vec(),
-            allowed_modes: select.allowed_modes.to_vec(),
-            task: select.task.to_owned(),
-            session: select.session.to_owned(),
-            prompt,
-            features: select.features.map(<[f32]>::to_vec),
-            prompt_tokens: select.prompt_tokens,
-            max_new_tokens: select.max_new_tokens,
-            max_cost: select.max_cost,
-            max_latency_ms: select.max_latency_ms,
-            min_score: select.min_score,
-            cost_budget: select.cost_budget,
-            max_arms: select.max_arms,
-            learnt,
-        };
+        let mut request = OwnedRequest::default();
+        request.assign(select);
+        request.prompt = prompt;
+        let question = Question { request, learnt };
         self.pending.send_modify(|pending| *pending += 1);
         if self.questions.try_send(question).is_err() {
             self.pending.send_modify(|pending| *pending -= 1);
@@ -119,30 +87,6 @@ pub(crate) async fn settled(mut pending: watch::Receiver<usize>) {
     let _ = tokio::time::timeout(PATIENCE, answered).await;
 }
 
-impl Question {
-    fn borrow(&self) -> SelectRequest<'_> {
-        SelectRequest {
-            route_id: self.route_id,
-            seed: self.seed,
-            arms_epoch: self.arms_epoch,
-            time_budget: self.time_budget,
-            candidates: &self.candidates,
-            allowed_modes: &self.allowed_modes,
-            task: &self.task,
-            session: &self.session,
-            prompt: self.prompt.as_deref(),
-            features: self.features.as_deref(),
-            prompt_tokens: self.prompt_tokens,
-            max_new_tokens: self.max_new_tokens,
-            max_cost: self.max_cost,
-            max_latency_ms: self.max_latency_ms,
-            min_score: self.min_score,
-            cost_budget: self.cost_budget,
-            max_arms: self.max_arms,
-        }
-    }
-}
-
 /// The shadow's thread: one question after the other, until nobody asks any more.
 fn answer(
     mut learner: Learner,
@@ -152,7 +96,7 @@ fn answer(
 ) {
     while let Ok(question) = waiting.recv() {
         if let Err(error) = one(&mut learner, ledger, &question) {
-            warn!(route = %question.route_id, %error, "shadow was not recorded");
+            warn!(route = %question.request.route_id, %error, "shadow was not recorded");
         }
         pending.send_modify(|pending| *pending -= 1);
     }
@@ -160,7 +104,7 @@ fn answer(
 
 fn one(learner: &mut Learner, ledger: &Ledger, question: &Question) -> Result<(), LedgerError> {
     learner.catch_up_to(ledger, question.learnt)?;
-    let select = question.borrow();
+    let select = question.request.borrow();
     let decided = learner
         .select(&select)
         .map_err(|error| error.to_string())
@@ -194,5 +138,5 @@ fn one(learner: &mut Learner, ledger: &Ledger, question: &Question) -> Result<()
             error: Some(error),
         },
     };
-    ledger.record_shadow(question.route_id, &record)
+    ledger.record_shadow(question.request.route_id, &record)
 }

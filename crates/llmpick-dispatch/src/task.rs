@@ -368,7 +368,7 @@ impl Task {
         if self.pinned || tries.tried.len() >= most {
             return Ok(None);
         }
-        let barred = self.barred(tries);
+        let barred = fallback::barred(&self.candidates, &tries.tried, &tries.failures);
         let choices: Vec<usize> = self.decision.choices.iter().map(|c| *c as usize).collect();
         let after = choices.iter().position(|choice| *choice == failed);
         let next = (choices.iter().cycle())
@@ -406,21 +406,6 @@ impl Task {
         let mut shared = self.shared.lock();
         shared.held = shared.held.saturating_sub(amount);
         Ok(None)
-    }
-
-    /// Arms that were tried for this part, and those whose context is known to be too small.
-    fn barred(&self, tries: &Tries) -> Vec<usize> {
-        let too_small = tries.failures.iter().filter_map(|(_, error)| match error {
-            BackendError::ContextExceeded { context_tokens, .. } => Some(*context_tokens),
-            _ => None,
-        });
-        let too_small = too_small.max().unwrap_or(0);
-        (0..self.candidates.len())
-            .filter(|index| {
-                let context = self.candidates.get(*index).map_or(0, |c| c.context_tokens);
-                tries.tried.contains(index) || context <= too_small
-            })
-            .collect()
     }
 
     async fn answered(

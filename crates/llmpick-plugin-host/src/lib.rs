@@ -27,7 +27,6 @@ pub mod kit;
 mod lane;
 mod library;
 mod lock;
-mod owned;
 mod router;
 mod schedule;
 mod scorer;

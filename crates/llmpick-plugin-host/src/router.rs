@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use llmpick_core::{
-    Decision, DecisionSource, Feedback, Router, RouterError, RouterNeeds, SelectRequest, Snapshot,
+    Decision, DecisionSource, Feedback, OwnedRequest, Router, RouterError, RouterNeeds,
+    SelectRequest, Snapshot,
 };
 use llmpick_plugin_abi as abi;
 use serde_json::Value;
@@ -14,7 +15,6 @@ use crate::call::CallError;
 use crate::child::Spec;
 use crate::lane::{Lane, NoAnswer, NoLane, Ticket};
 use crate::library::{Library, Table};
-use crate::owned::OwnedRequest;
 use crate::sentinel::Marker;
 use crate::worker::{Blueprint, Fail, Keeper, Place, Worker};
 use crate::{CreateError, FallbackRouter, PluginKind};

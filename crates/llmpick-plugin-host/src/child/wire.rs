@@ -8,11 +8,11 @@
 use std::time::Duration;
 
 use llmpick_core::{
-    ArmId, Candidate, Feedback, Locality, Mode, Outcome, OutcomeKind, RouteId, Score, SelectRequest,
+    ArmId, Candidate, Feedback, Locality, Mode, Outcome, OutcomeKind, OwnedRequest, RouteId, Score,
+    SelectRequest,
 };
 
 use crate::instance::RawDecision;
-use crate::owned::OwnedRequest;
 
 /// What a child may be asked.
 pub(super) mod op {

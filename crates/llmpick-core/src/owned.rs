@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use llmpick_core::{Candidate, Mode, RouteId, SelectRequest};
+use crate::{Candidate, Mode, RouteId, SelectRequest};
 
-/// A request that outlives its caller's patience: the plugin may still read it when the
-/// caller has gone on.
-pub(crate) struct OwnedRequest {
+/// A [`SelectRequest`] with everything in it: for a router that may still read it when the caller
+/// has gone on, or that is asked later. The fields are the request's.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "each field is documented in SelectRequest")]
+pub struct OwnedRequest {
     pub route_id: RouteId,
     pub seed: u64,
     pub arms_epoch: u64,
@@ -53,7 +55,7 @@ impl Default for OwnedRequest {
 impl OwnedRequest {
     /// Becomes a copy of `request` in the memory that it has: the arms of one pool have the
     /// same names from request to request.
-    pub(crate) fn assign(&mut self, request: &SelectRequest<'_>) {
+    pub fn assign(&mut self, request: &SelectRequest<'_>) {
         let Self {
             mut candidates,
             mut allowed_modes,
@@ -91,7 +93,8 @@ impl OwnedRequest {
         };
     }
 
-    pub(crate) fn borrow(&self) -> SelectRequest<'_> {
+    /// The request again.
+    pub fn borrow(&self) -> SelectRequest<'_> {
         SelectRequest {
             route_id: self.route_id,
             seed: self.seed,
@@ -155,26 +158,54 @@ fn assign(own: &mut Candidate, new: &Candidate) {
 
 #[cfg(test)]
 mod tests {
-    use llmpick_testkit::{candidate, select_request};
-
+    #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::{ArmId, Locality};
+
+    fn arm(number: u32, round: u64) -> Candidate {
+        Candidate {
+            id: ArmId::new(format!("arm{number}")).unwrap(),
+            locality: Locality::Local,
+            warm: round.is_multiple_of(2),
+            eligible: number.is_multiple_of(2),
+            context_tokens: number,
+            price_in: 0.5,
+            price_out: f64::NAN,
+            est_cost: f64::from(number),
+            cost_max: 7.0,
+            latency_ms: round as f64,
+            ttft_ms: 3.0,
+            score: 0.25,
+            n_ok: round,
+            n_err: 2,
+            inflight: 1,
+        }
+    }
 
     #[test]
     fn whatever_was_in_it_before_it_is_a_copy() {
         let mut owned = OwnedRequest::default();
         let pools = [0..5u32, 0..5, 3..9, 2..4, 0..0, 0..7];
-        for (route, pool) in (1..).zip(pools) {
-            let mut arms: Vec<Candidate> = pool.map(candidate).collect();
-            for arm in &mut arms {
-                arm.n_ok = route;
-                arm.latency_ms = route as f64;
-                arm.warm = route % 2 == 0;
-            }
+        for (round, pool) in (1..).zip(pools) {
+            let arms: Vec<Candidate> = pool.map(|number| arm(number, round)).collect();
             let request = SelectRequest {
-                task: ["", "maths"][(route % 2) as usize],
-                prompt: Some("why").filter(|_| route == 2),
-                features: Some([0.5f32].as_slice()).filter(|_| route == 3),
-                ..select_request(&arms, route)
+                route_id: RouteId(round),
+                seed: round + 1,
+                arms_epoch: round + 2,
+                time_budget: Duration::from_millis(round),
+                candidates: &arms,
+                allowed_modes: &[Mode::Single, Mode::AnyWin],
+                task: ["", "maths"][(round % 2) as usize],
+                session: "evening",
+                prompt: Some("why").filter(|_| round == 2),
+                features: Some([0.5f32].as_slice()).filter(|_| round == 3),
+                prompt_tokens: 4,
+                max_new_tokens: 5,
+                max_cost: 0.1,
+                max_latency_ms: f64::NAN,
+                min_score: 0.2,
+                cost_budget: 0.3,
+                max_arms: 6,
             };
             owned.assign(&request);
             // As text, in which NaN is like NaN.
