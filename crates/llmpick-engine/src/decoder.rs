@@ -15,7 +15,7 @@ use llmpick_kernels::{
 
 use crate::device::Device;
 use crate::error::{EngineError, LoadErrorKind};
-use crate::gguf::{Gguf, TensorView};
+use crate::file::{ModelFile, TensorView};
 use crate::memory;
 use crate::shape::{Activation, RopeFactors, RopeScaling, Shape};
 
@@ -112,17 +112,17 @@ fn room(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
 impl Decoder {
     /// Reads all weights of a checked file.
     pub fn load(
-        gguf: &Gguf,
+        file: &ModelFile,
         shape: Shape,
         device: Arc<Device>,
         options: &DecoderOptions,
     ) -> Result<Self, LoadErrorKind> {
-        let reader = Reader { gguf };
+        let reader = Reader { file };
         reader.check_names(&shape)?;
         let (embedding, vocab) = reader.embedding(shape.width)?;
         // The head first: it is the largest tensor, and while it is repacked its pages
         // are resident twice.
-        let head_name = match gguf.tensor("output.weight") {
+        let head_name = match file.tensor("output.weight") {
             Some(_) => "output.weight",
             None => "token_embd.weight",
         };
@@ -456,12 +456,12 @@ fn add_part(hidden: &mut [f32], part: &mut [f32], norm: Option<&[f32]>, epsilon:
 
 /// Takes tensors out of a checked file, with their shapes checked.
 struct Reader<'a> {
-    gguf: &'a Gguf,
+    file: &'a ModelFile,
 }
 
 impl Reader<'_> {
-    fn view(&self, name: &str) -> Result<TensorView, LoadErrorKind> {
-        self.gguf
+    fn view(&self, name: &str) -> Result<&TensorView, LoadErrorKind> {
+        self.file
             .tensor(name)
             .ok_or_else(|| LoadErrorKind::Malformed(format!("the tensor `{name}` is missing")))
     }
@@ -491,8 +491,8 @@ impl Reader<'_> {
     ) -> Result<[Matrix; N], LoadErrorKind> {
         let view = self.view(name)?;
         let all: usize = rows.iter().sum();
-        self.expect(name, &view, &[all, cols])?;
-        let mut bytes = self.gguf.bytes(&view)?;
+        self.expect(name, view, &[all, cols])?;
+        let mut bytes = self.file.bytes(view)?;
         let row_bytes = bytes.len() / all.max(1);
         let mut parts = Vec::with_capacity(N);
         for rows in rows {
@@ -502,7 +502,7 @@ impl Reader<'_> {
                 .map_err(|source| self.refused(name, source))?;
             parts.push(matrix);
         }
-        self.gguf.map.release(view.range);
+        self.file.release(view);
         // As many parts as rows were asked for.
         parts
             .try_into()
@@ -530,9 +530,9 @@ impl Reader<'_> {
                 "the tensor `{name}` is no table"
             )));
         };
-        self.expect(name, &view, &[vocab, width])?;
-        let map = Arc::clone(&self.gguf.map) as Arc<dyn AsRef<[u8]> + Send + Sync>;
-        let table = Embedding::from_ggml(view.dtype, vocab, width, map, view.range)
+        self.expect(name, view, &[vocab, width])?;
+        let map = self.file.part(view);
+        let table = Embedding::from_ggml(view.dtype, vocab, width, map, view.range.clone())
             .map_err(|source| self.refused(name, source))?;
         Ok((table, vocab))
     }
@@ -540,17 +540,17 @@ impl Reader<'_> {
     /// A norm's weights or a bias, expanded.
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadErrorKind> {
         let view = self.view(name)?;
-        self.expect(name, &view, &[len])?;
+        self.expect(name, view, &[len])?;
         let mut values = vec![0.0; len];
-        let map = Arc::clone(&self.gguf.map) as Arc<dyn AsRef<[u8]> + Send + Sync>;
-        Embedding::from_ggml(view.dtype, 1, len, map, view.range)
+        let map = self.file.part(view);
+        Embedding::from_ggml(view.dtype, 1, len, map, view.range.clone())
             .and_then(|table| table.row(0, &mut values))
             .map_err(|source| self.refused(name, source))?;
         Ok(values)
     }
 
     fn optional_vector(&self, name: &str, len: usize) -> Result<Option<Vec<f32>>, LoadErrorKind> {
-        match self.gguf.tensor(name) {
+        match self.file.tensor(name) {
             None => Ok(None),
             Some(_) => self.vector(name, len).map(Some),
         }
@@ -679,13 +679,13 @@ impl Reader<'_> {
     /// part of a network out gives fluent nonsense, which is worse than a refusal.
     fn check_names(&self, shape: &Shape) -> Result<(), LoadErrorKind> {
         // Checked here because each layer costs a slot before its tensors are missed.
-        if shape.layers > self.gguf.content.tensor_infos.len() {
+        if shape.layers > self.file.tensors().len() {
             return Err(LoadErrorKind::Malformed(format!(
                 "it has {} layers and fewer tensors",
                 shape.layers
             )));
         }
-        let mut names: Vec<&String> = self.gguf.content.tensor_infos.keys().collect();
+        let mut names: Vec<&String> = self.file.tensors().map(|(name, _)| name).collect();
         names.sort();
         match names.into_iter().find(|name| !is_used(name, shape)) {
             None => Ok(()),

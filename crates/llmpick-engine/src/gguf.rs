@@ -8,123 +8,49 @@
 //!
 //! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
-use std::collections::{HashMap, HashSet};
-use std::fs::File;
+use std::collections::HashSet;
 use std::io::Cursor;
-use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
 
-use candle_core::quantized::GgmlDType;
-use candle_core::quantized::gguf_file::{Content, Value};
-use llmpick_kernels::map::FileMap;
+use candle_core::quantized::gguf_file::Content;
 
 use crate::error::LoadErrorKind;
+use crate::file::{Bytes, ModelFile, TensorView};
 
-/// A checked file: its header, and its bytes as memory.
-pub(crate) struct Gguf {
-    pub map: Arc<Bytes>,
-    pub content: Content,
-}
-
-/// A file's bytes.
-pub(crate) enum Bytes {
-    Map(FileMap),
-    /// A file that was never on a disk.
-    Memory(Vec<u8>),
-}
-
-impl AsRef<[u8]> for Bytes {
-    fn as_ref(&self) -> &[u8] {
-        match self {
-            Bytes::Map(map) => map.as_ref(),
-            Bytes::Memory(bytes) => bytes,
-        }
+/// Maps and checks the GGUF file at `path`.
+pub(crate) fn open(path: &Path) -> Result<ModelFile, LoadErrorKind> {
+    match Bytes::map(path)? {
+        Some(bytes) => over(bytes),
+        None => Err(LoadErrorKind::NotGguf {
+            start: "nothing: it is empty".to_owned(),
+        }),
     }
 }
 
-impl Bytes {
-    /// Gives the memory of a part that was read back to the system, where it can be read
-    /// again.
-    pub fn release(&self, range: Range<usize>) {
-        if let Bytes::Map(map) = self {
-            map.release(range);
-        }
-    }
+/// Checks a file that is in memory already.
+pub(crate) fn from_bytes(bytes: Vec<u8>) -> Result<ModelFile, LoadErrorKind> {
+    over(Bytes::Memory(bytes))
 }
 
-/// One tensor of a checked file.
-pub(crate) struct TensorView {
-    pub dtype: GgmlDType,
-    /// Outermost first: rows, then columns.
-    pub dims: Vec<usize>,
-    /// Where its bytes lie in the file.
-    pub range: Range<usize>,
-}
-
-impl Gguf {
-    /// Maps and checks `path`.
-    pub fn open(path: &Path) -> Result<Self, LoadErrorKind> {
-        let file = File::open(path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => LoadErrorKind::Missing,
-            _ => LoadErrorKind::Io(error),
-        })?;
-        let metadata = file.metadata().map_err(LoadErrorKind::Io)?;
-        if !metadata.is_file() {
-            let kind = std::io::ErrorKind::InvalidInput;
-            return Err(LoadErrorKind::Io(std::io::Error::new(
-                kind,
-                "not an ordinary file",
-            )));
-        }
-        if metadata.len() == 0 {
-            // An empty file cannot be mapped.
-            return Err(LoadErrorKind::NotGguf {
-                start: "nothing: it is empty".to_owned(),
-            });
-        }
-        Self::over(Bytes::Map(FileMap::new(&file).map_err(LoadErrorKind::Io)?))
-    }
-
-    /// Checks a file that is in memory already.
-    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, LoadErrorKind> {
-        Self::over(Bytes::Memory(bytes))
-    }
-
-    fn over(bytes: Bytes) -> Result<Self, LoadErrorKind> {
-        let map = Arc::new(bytes);
-        let bytes = (*map).as_ref();
-        check(bytes)?;
-        let content = Content::read(&mut Cursor::new(bytes))
-            .map_err(|error| LoadErrorKind::Malformed(format!("its header is wrong ({error})")))?;
-        Ok(Self { map, content })
-    }
-
-    /// The file's key-value part.
-    pub fn metadata(&self) -> &HashMap<String, Value> {
-        &self.content.metadata
-    }
-
-    /// Where a tensor lies, or `None` if the file has none of this name.
-    pub fn tensor(&self, name: &str) -> Option<TensorView> {
-        let info = self.content.tensor_infos.get(name)?;
-        let elements = info.shape.elem_count();
-        let bytes = elements / info.ggml_dtype.block_size() * info.ggml_dtype.type_size();
-        let start = (self.content.tensor_data_offset + info.offset) as usize;
-        Some(TensorView {
-            dtype: info.ggml_dtype,
+fn over(bytes: Bytes) -> Result<ModelFile, LoadErrorKind> {
+    check(bytes.as_ref())?;
+    let content = Content::read(&mut Cursor::new(bytes.as_ref()))
+        .map_err(|error| LoadErrorKind::Malformed(format!("its header is wrong ({error})")))?;
+    let mut file = ModelFile::new(content.metadata);
+    let part = file.add_part(bytes);
+    for (name, info) in content.tensor_infos {
+        let dtype = info.ggml_dtype;
+        let bytes = info.shape.elem_count() / dtype.block_size() * dtype.type_size();
+        let start = (content.tensor_data_offset + info.offset) as usize;
+        let view = TensorView {
+            dtype,
             dims: info.shape.dims().to_vec(),
+            part,
             range: start..start + bytes,
-        })
+        };
+        file.add_tensor(name, view);
     }
-
-    /// The bytes of a view.
-    pub fn bytes(&self, view: &TensorView) -> Result<&[u8], LoadErrorKind> {
-        (*self.map)
-            .as_ref()
-            .get(view.range.clone())
-            .ok_or_else(|| LoadErrorKind::Malformed("a tensor lies outside the file".to_owned()))
-    }
+    Ok(file)
 }
 
 /// The name of a GGML tensor type, and, where the engine reads it, its block: values and bytes.

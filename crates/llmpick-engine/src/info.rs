@@ -9,7 +9,7 @@ use llmpick_kernels::KvType;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{LoadError, LoadErrorKind};
-use crate::gguf::Gguf;
+use crate::file::ModelFile;
 use crate::shape::{Shape, text, whole};
 use crate::tokens::Tokenizer;
 
@@ -54,42 +54,42 @@ pub struct ModelInfo {
 
 /// Reads the tokenizer of the model in `path`, and none of its weights.
 pub fn read_tokenizer(path: &Path) -> Result<Tokenizer, LoadError> {
-    Gguf::open(path)
-        .and_then(|gguf| Tokenizer::from_gguf(gguf.metadata()).map_err(LoadErrorKind::Tokenizer))
+    ModelFile::open(path)
+        .and_then(|file| Tokenizer::from_gguf(file.metadata()).map_err(LoadErrorKind::Tokenizer))
         .map_err(|kind| LoadError::new(path, kind))
 }
 
 /// Reads the description of the model in `path`. Takes milliseconds and no memory to speak of.
 pub fn read_info(path: &Path) -> Result<ModelInfo, LoadError> {
-    Gguf::open(path)
-        .and_then(|gguf| {
-            let shape = Shape::from_metadata(gguf.metadata())?;
-            describe(path, &gguf, &shape)
+    ModelFile::open(path)
+        .and_then(|file| {
+            let shape = Shape::from_metadata(file.metadata())?;
+            describe(path, &file, &shape)
         })
         .map_err(|kind| LoadError::new(path, kind))
 }
 
 pub(crate) fn describe(
     path: &Path,
-    gguf: &Gguf,
+    file: &ModelFile,
     shape: &Shape,
 ) -> Result<ModelInfo, LoadErrorKind> {
-    let metadata = gguf.metadata();
+    let metadata = file.metadata();
     let string = |key: &str| text(metadata, key).map(str::to_owned);
     let file_name = path.file_stem().unwrap_or_default().to_string_lossy();
-    let vocab = gguf
+    let vocab = file
         .tensor("token_embd.weight")
         .and_then(|view| view.dims.first().copied())
         .ok_or_else(|| {
             LoadErrorKind::Malformed("the tensor `token_embd.weight` is missing".to_owned())
         })?;
-    let infos = gguf.content.tensor_infos.values();
+    let tensors = file.tensors();
     Ok(ModelInfo {
         name: string("general.name").unwrap_or_else(|| file_name.into_owned()),
         architecture: shape.architecture.clone(),
-        quantisation: quantisation(gguf),
-        parameters: infos.map(|info| info.shape.elem_count() as u64).sum(),
-        file_bytes: (*gguf.map).as_ref().len() as u64,
+        quantisation: quantisation(file),
+        parameters: tensors.map(|(_, view)| view.elements()).sum(),
+        file_bytes: file.size_bytes(),
         context_tokens: shape.context as u32,
         vocab: vocab.try_into().unwrap_or(u32::MAX),
         layers: shape.layers as u32,
@@ -127,12 +127,11 @@ fn is_instruct(metadata: &HashMap<String, Value>) -> bool {
 }
 
 /// The name of the file type, with the types that hold most of the bytes.
-fn quantisation(gguf: &Gguf) -> String {
+fn quantisation(file: &ModelFile) -> String {
     let mut bytes: Vec<(&'static str, u64)> = Vec::new();
-    for info in gguf.content.tensor_infos.values() {
-        let kind = type_name(info.ggml_dtype);
-        let elements = info.shape.elem_count() / info.ggml_dtype.block_size();
-        let size = (elements * info.ggml_dtype.type_size()) as u64;
+    for (_, view) in file.tensors() {
+        let kind = type_name(view.dtype);
+        let size = view.range.len() as u64;
         match bytes.iter_mut().find(|(name, _)| *name == kind) {
             Some((_, total)) => *total += size,
             None => bytes.push((kind, size)),
@@ -146,7 +145,7 @@ fn quantisation(gguf: &Gguf) -> String {
         .filter(|(_, share)| *share >= 1.0)
         .map(|(name, share)| format!("{name} {share} %"))
         .collect();
-    let label = gguf
+    let label = file
         .metadata()
         .get("general.file_type")
         .and_then(whole)

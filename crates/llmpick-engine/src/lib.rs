@@ -13,6 +13,7 @@ mod bench;
 mod decoder;
 mod device;
 mod error;
+mod file;
 #[doc(hidden)]
 pub mod fuzz;
 mod gguf;

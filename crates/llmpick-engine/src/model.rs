@@ -19,7 +19,8 @@ use serde::{Deserialize, Serialize};
 use crate::decoder::{CHUNK, Decoder, DecoderOptions};
 use crate::device::Device;
 use crate::error::{EngineError, LoadError, LoadErrorKind};
-use crate::gguf::Gguf;
+use crate::file::ModelFile;
+use crate::gguf;
 use crate::info::{ModelInfo, describe};
 use crate::likelihood::log_likelihoods;
 use crate::memory;
@@ -85,31 +86,31 @@ impl Model {
 
     fn load(path: &Path, options: &EngineOptions) -> Result<Model, LoadErrorKind> {
         let started = Instant::now();
-        Self::from_gguf(&Gguf::open(path)?, path, options, started)
+        Self::from_file(&ModelFile::open(path)?, path, options, started)
     }
 
     /// Reads a file that is in memory, as it would from a disk.
     pub(crate) fn from_bytes(bytes: Vec<u8>, options: &EngineOptions) -> Result<Model, LoadError> {
         let path = Path::new("memory.gguf");
-        Gguf::from_bytes(bytes)
-            .and_then(|gguf| Self::from_gguf(&gguf, path, options, Instant::now()))
+        gguf::from_bytes(bytes)
+            .and_then(|file| Self::from_file(&file, path, options, Instant::now()))
             .map_err(|kind| LoadError::new(path, kind))
     }
 
-    fn from_gguf(
-        gguf: &Gguf,
+    fn from_file(
+        file: &ModelFile,
         path: &Path,
         options: &EngineOptions,
         started: Instant,
     ) -> Result<Model, LoadErrorKind> {
-        let shape = Shape::from_metadata(gguf.metadata())?;
-        let info = describe(path, gguf, &shape)?;
+        let shape = Shape::from_metadata(file.metadata())?;
+        let info = describe(path, file, &shape)?;
         let context = options
             .max_context
             .map_or(info.context_tokens, |most| most.min(info.context_tokens))
             .max(1);
-        check_memory(gguf, &shape, context, options)?;
-        let tokenizer = Tokenizer::from_gguf(gguf.metadata()).map_err(LoadErrorKind::Tokenizer)?;
+        check_memory(file, &shape, context, options)?;
+        let tokenizer = Tokenizer::from_gguf(file.metadata()).map_err(LoadErrorKind::Tokenizer)?;
         if tokenizer.vocab_size() > info.vocab as usize {
             return Err(LoadErrorKind::Malformed(format!(
                 "it has {} tokens and embeddings for {}",
@@ -118,10 +119,10 @@ impl Model {
             )));
         }
         let template =
-            match ChatTemplate::from_gguf(gguf.metadata()).map_err(LoadErrorKind::Template)? {
+            match ChatTemplate::from_gguf(file.metadata()).map_err(LoadErrorKind::Template)? {
                 Some(template) => Some(template),
                 None if info.instruct => {
-                    Some(ChatTemplate::chatml(gguf.metadata()).map_err(LoadErrorKind::Template)?)
+                    Some(ChatTemplate::chatml(file.metadata()).map_err(LoadErrorKind::Template)?)
                 }
                 None => None,
             };
@@ -131,7 +132,7 @@ impl Model {
             kv_type: options.kv_type,
             memory_limit: options.memory_limit,
         };
-        let decoder = Decoder::load(gguf, shape, Arc::clone(&device), &options)?;
+        let decoder = Decoder::load(file, shape, Arc::clone(&device), &options)?;
         Ok(Model {
             front: Arc::new(Front {
                 info,
@@ -539,14 +540,14 @@ fn refused(error: TemplateError) -> EngineError {
 
 /// Refuses a model that would not fit, with the figures.
 fn check_memory(
-    gguf: &Gguf,
+    file: &ModelFile,
     shape: &Shape,
     context: u32,
     options: &EngineOptions,
 ) -> Result<(), LoadErrorKind> {
     // Repacked weights are as large as the file's. The cache grows as it is used, so only
     // what an ordinary conversation takes is asked for here.
-    let weights = (*gguf.map).as_ref().len() as u64;
+    let weights = file.size_bytes();
     let counted = context.min(2048);
     let working = 64 << 20;
     let cache = shape.cache_bytes(options.kv_type, counted as usize);
