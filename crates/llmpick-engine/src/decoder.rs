@@ -510,15 +510,7 @@ impl Reader<'_> {
     }
 
     fn refused(&self, name: &str, source: KernelError) -> LoadErrorKind {
-        match source {
-            KernelError::NotFinite { row } => LoadErrorKind::Malformed(format!(
-                "the tensor `{name}` holds a number that is not finite in row {row}"
-            )),
-            source => LoadErrorKind::Matrix {
-                tensor: name.to_owned(),
-                source,
-            },
-        }
+        LoadErrorKind::tensor(self.file.label_of(name), source)
     }
 
     /// The embedding table, left in the file, and its number of rows.

@@ -33,7 +33,7 @@ impl LoadError {
 pub enum LoadErrorKind {
     /// The file is not there.
     #[error(
-        "there is no such file; pull the model, or give the path of a `.gguf` file that exists"
+        "there is no such file; pull the model, or give the path of a `.gguf` file or of a model's folder that exists"
     )]
     Missing,
     /// The file cannot be opened or mapped.
@@ -44,6 +44,14 @@ pub enum LoadErrorKind {
     NotGguf {
         /// Its first bytes, printable.
         start: String,
+    },
+    /// A folder without a part of a model.
+    #[error(
+        "the folder has no `{missing}`; a model's folder holds `config.json`, `tokenizer.json` and its `.safetensors` files"
+    )]
+    Incomplete {
+        /// The first file that is missing.
+        missing: String,
     },
     /// A version of the format that is not read here.
     #[error(
@@ -119,6 +127,21 @@ pub enum LoadErrorKind {
         /// Bytes the machine, its cgroup, or the settings allow.
         available: u64,
     },
+}
+
+impl LoadErrorKind {
+    /// What the kernels refuse about a tensor.
+    pub(crate) fn tensor(name: &str, source: KernelError) -> LoadErrorKind {
+        match source {
+            KernelError::NotFinite { row } => LoadErrorKind::Malformed(format!(
+                "the tensor `{name}` holds a number that is not finite in row {row}"
+            )),
+            source => LoadErrorKind::Matrix {
+                tensor: name.to_owned(),
+                source,
+            },
+        }
+    }
 }
 
 /// Architectures the decoder knows, as GGUF names them. Mistral's files say `llama`.

@@ -14,13 +14,15 @@ use candle_core::quantized::gguf_file::Value;
 use llmpick_kernels::map::FileMap;
 
 use crate::error::LoadErrorKind;
-use crate::gguf;
+use crate::{gguf, hub};
 
 /// Settings, tensors and bytes of a model.
 pub(crate) struct ModelFile {
     metadata: HashMap<String, Value>,
     tensors: HashMap<String, TensorView>,
     parts: Vec<Arc<Bytes>>,
+    /// The file's own names of tensors, where they are others.
+    labels: HashMap<String, String>,
 }
 
 /// One tensor of a checked file.
@@ -84,7 +86,18 @@ impl Bytes {
 impl ModelFile {
     /// Maps and checks the model at `path`.
     pub fn open(path: &Path) -> Result<ModelFile, LoadErrorKind> {
-        gguf::open(path)
+        match hub::is_named(path) {
+            true => hub::open(path),
+            false => gguf::open(path),
+        }
+    }
+
+    /// As [`open`](Self::open), where nobody will ask for tensors.
+    pub fn open_settings(path: &Path) -> Result<ModelFile, LoadErrorKind> {
+        match hub::is_named(path) {
+            true => hub::settings(path),
+            false => gguf::open(path),
+        }
     }
 
     /// A file of these settings and no tensors yet.
@@ -93,6 +106,7 @@ impl ModelFile {
             metadata,
             tensors: HashMap::new(),
             parts: Vec::new(),
+            labels: HashMap::new(),
         }
     }
 
@@ -105,6 +119,21 @@ impl ModelFile {
     /// Adds a tensor that lies inside its part.
     pub fn add_tensor(&mut self, name: String, view: TensorView) {
         self.tensors.insert(name, view);
+    }
+
+    /// Says what the file itself calls the tensor `name`.
+    pub fn label(&mut self, name: &str, own: &str) {
+        self.labels.insert(name.to_owned(), own.to_owned());
+    }
+
+    /// What the file itself calls the tensor `name`.
+    pub fn label_of<'a>(&'a self, name: &'a str) -> &'a str {
+        self.labels.get(name).map_or(name, String::as_str)
+    }
+
+    /// Sets one of the settings.
+    pub fn set(&mut self, key: &str, value: Value) {
+        self.metadata.insert(key.to_owned(), value);
     }
 
     /// The settings.

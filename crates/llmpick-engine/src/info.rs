@@ -54,7 +54,7 @@ pub struct ModelInfo {
 
 /// Reads the tokenizer of the model in `path`, and none of its weights.
 pub fn read_tokenizer(path: &Path) -> Result<Tokenizer, LoadError> {
-    ModelFile::open(path)
+    ModelFile::open_settings(path)
         .and_then(|file| Tokenizer::from_gguf(file.metadata()).map_err(LoadErrorKind::Tokenizer))
         .map_err(|kind| LoadError::new(path, kind))
 }

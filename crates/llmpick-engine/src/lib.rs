@@ -1,7 +1,8 @@
 //! Local models behind [`Backend`](llmpick_core::Backend).
 //!
-//! A GGUF file becomes a [`Model`]: weights in repacked matrices, a tokenizer and a chat
-//! template from the file's own metadata, and one decoder that the metadata describes.
+//! A GGUF file, or a folder of safetensors as the hub has them, becomes a [`Model`]: weights
+//! in repacked matrices, a tokenizer and a chat template from the file's own metadata, and
+//! one decoder that the metadata describes.
 //! [`LocalModel`] puts a model on a thread of its own, behind a queue, and is the arm that
 //! the rest of the program sees.
 
@@ -17,6 +18,7 @@ mod file;
 #[doc(hidden)]
 pub mod fuzz;
 mod gguf;
+mod hub;
 mod info;
 mod likelihood;
 mod local;

@@ -97,7 +97,7 @@ impl Drop for Ticket {
 }
 
 impl LocalModel {
-    /// An arm over the GGUF file at `path`.
+    /// An arm over the model at `path`: a GGUF file, or a folder of safetensors.
     pub fn new(arm: Arm, path: PathBuf, options: EngineOptions) -> Self {
         Self {
             arm,
@@ -108,7 +108,7 @@ impl LocalModel {
         }
     }
 
-    /// The file.
+    /// The file or folder.
     pub fn path(&self) -> &Path {
         &self.path
     }

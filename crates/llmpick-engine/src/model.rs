@@ -75,7 +75,8 @@ pub struct Perplexity {
 }
 
 impl Model {
-    /// Reads a GGUF file.
+    /// Reads a GGUF file, or a folder of safetensors as the hub has them: the folder, one of
+    /// its safetensors files, or their index may be named.
     ///
     /// # Errors
     /// If the file is missing, damaged, of a kind that is not supported, or needs more

@@ -11,6 +11,7 @@ use llmpick_kernels::{KvType, RopeKind, RopeTable};
 
 use crate::decoder::CHUNK;
 use crate::error::LoadErrorKind;
+use crate::hub::ROPE_HALVES;
 
 /// How the gate of the feed-forward part is bent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,7 +132,8 @@ impl Shape {
             None => width / heads,
         };
         let context = keys.count("context_length")?;
-        let cap = |value: Option<f64>| value.map(|cap| cap as f32);
+        // A bound of 0 is none: how a file says that it has not the family's own.
+        let cap = |value: Option<f64>| value.map(|cap| cap as f32).filter(|cap| *cap != 0.0);
         let shape = Shape {
             layers,
             width,
@@ -142,7 +144,7 @@ impl Shape {
             context,
             epsilon: keys.required_float("attention.layer_norm_rms_epsilon")? as f32,
             rope_kind: match family {
-                Family::Llama | Family::SmolLm3 => RopeKind::Norm,
+                Family::Llama | Family::SmolLm3 if !turns_halves(metadata) => RopeKind::Norm,
                 _ => RopeKind::Neox,
             },
             rope_dim: keys
@@ -466,6 +468,11 @@ fn rope_scaling(keys: &Keys<'_>, context: usize) -> Result<RopeScaling, LoadErro
         None | Some("linear") => Ok(RopeScaling::Linear { divisor }),
         Some(other) => Err(LoadErrorKind::Feature(format!("RoPE scaling `{other}`"))),
     }
+}
+
+/// True for weights that are not stored in GGUF's order of a head's values.
+fn turns_halves(metadata: &HashMap<String, Value>) -> bool {
+    matches!(metadata.get(ROPE_HALVES), Some(Value::Bool(true)))
 }
 
 /// A text value of the metadata.

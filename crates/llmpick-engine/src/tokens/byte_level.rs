@@ -8,7 +8,7 @@
 use std::sync::LazyLock;
 
 use tokenizers::Model as _;
-use tokenizers::models::bpe::{BPE, Merges, Vocab};
+use tokenizers::models::bpe::{BPE, BpeBuilder, Merges, Vocab};
 
 use super::index::Texts;
 use super::metadata::Metadata;
@@ -28,18 +28,8 @@ impl ByteLevel {
         kinds: &[TokenKind],
         pre: PreTokenizer,
     ) -> Result<Self, TokenizerError> {
-        let mut vocabulary = Vocab::with_capacity(texts.len());
-        for (id, text) in texts.iter() {
-            if is_text(kinds[id as usize]) && !text.is_empty() {
-                vocabulary.insert(text.to_owned(), id);
-            }
-        }
-        let merges = read_merges(metadata, texts, kinds)?;
-        let bpe = BPE::builder()
-            .vocab_and_merges(vocabulary, merges)
+        let bpe = merging(metadata, texts, kinds)?
             .ignore_merges(pre.ignores_merges())
-            // Its cache is per thread and outlives the model; ours would be freed with it.
-            .cache_capacity(0)
             .build()
             .map_err(TokenizerError::Build)?;
         Ok(Self { pre, bpe })
@@ -55,6 +45,25 @@ impl ByteLevel {
             Ok(())
         })
     }
+}
+
+/// The merging of a vocabulary with ranked merges.
+pub(super) fn merging(
+    metadata: &Metadata<'_>,
+    texts: &Texts,
+    kinds: &[TokenKind],
+) -> Result<BpeBuilder, TokenizerError> {
+    let mut vocabulary = Vocab::with_capacity(texts.len());
+    for (id, text) in texts.iter() {
+        if is_text(kinds[id as usize]) && !text.is_empty() {
+            vocabulary.insert(text.to_owned(), id);
+        }
+    }
+    let merges = read_merges(metadata, texts, kinds)?;
+    Ok(BPE::builder()
+        .vocab_and_merges(vocabulary, merges)
+        // Its cache is per thread and outlives the model; ours would be freed with it.
+        .cache_capacity(0))
 }
 
 /// The bytes that a token's characters stand for. A character outside the table stands

@@ -141,9 +141,31 @@ impl Metadata<'_> {
         })
     }
 
+    /// Ids that end an answer beside those with a role, by a key of ours.
+    pub(super) fn more_ends(&self, tokens: usize) -> Result<Vec<u32>, TokenizerError> {
+        const KEY: &str = "tokenizer.llmpick.end_token_ids";
+        if !self.has(KEY) {
+            return Ok(Vec::new());
+        }
+        let expected = "an array of token ids";
+        let ids = self.array(KEY)?.iter().map(|value| match integer(value) {
+            Some(id) if (0..tokens as i64).contains(&id) => Ok(id as u32),
+            Some(id) => Err(TokenizerError::TokenId {
+                key: KEY,
+                id: id as u64,
+                vocabulary: tokens,
+            }),
+            None => Err(TokenizerError::WrongType { key: KEY, expected }),
+        });
+        ids.collect()
+    }
+
     /// Phi-3's special tokens swallow the white space after them. GGUF has no field for
-    /// that; as in llama.cpp, the model's name is what tells.
+    /// that: as in llama.cpp, the model's name is what tells, unless a key of ours does.
     pub(super) fn strips_after_special(&self) -> bool {
+        if let Ok(Some(strips)) = self.flag("tokenizer.llmpick.strips_after_special") {
+            return strips;
+        }
         match self.0.get("general.name") {
             Some(Value::String(name)) => {
                 let name = name.to_lowercase();

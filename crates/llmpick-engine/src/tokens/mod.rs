@@ -1,8 +1,9 @@
 //! Text to tokens and back, from what the model file itself says.
 //!
 //! A GGUF carries its vocabulary in one of two kinds: byte-level BPE (`gpt2`: GPT-2,
-//! Llama 3, Qwen, SmolLM …) and SentencePiece (`llama`: Llama 2, Mistral, Gemma …). Both
-//! end up behind [`Tokenizer`]. What it promises: a vocabulary it does not know exactly is
+//! Llama 3, Qwen, SmolLM …) and SentencePiece (`llama`: Llama 2, Mistral, Gemma …). A
+//! `tokenizer.json` is brought into the same form (`hub/vocabulary.rs`), but that its
+//! SentencePiece has ranked merges in place of scores. All end up behind [`Tokenizer`]. What it promises: a vocabulary it does not know exactly is
 //! refused, never guessed; a *control* token (`<|im_end|>`) is made from text only where
 //! the caller says so, so nobody can type one into a prompt; and the text of a token list
 //! comes back the same whether decoded at once or token by token ([`StreamDecoder`]).
@@ -30,8 +31,10 @@ use byte_level::ByteLevel;
 use index::Texts;
 use metadata::Metadata;
 use special::{Fragment, SpecialTokens};
-use spm::SentencePiece;
+use spm::{Before, SentencePiece};
 
+pub(crate) use pre::{GPT2, rule_of};
+pub(crate) use special::never_strips;
 pub use stop::{EmptyStop, StopMatcher, StopStep};
 pub use stream::StreamDecoder;
 
@@ -106,6 +109,9 @@ pub enum TokenizerError {
     /// A way to split text we do not have. Guessing one would quietly spoil every answer.
     #[error("read the tokenizer: the pre-tokenizer `{0}` is not supported")]
     UnknownPre(String),
+    /// A `tokenizer.json` that does what we do not do.
+    #[error("read the tokenizer: `tokenizer.json` has {0}, which is not supported")]
+    Unknown(String),
     /// A merge rule that cannot be followed.
     #[error("read the tokenizer: merge {number} of `tokenizer.ggml.merges` {why}")]
     Merge {
@@ -156,6 +162,11 @@ enum Model {
     SentencePiece(SentencePiece),
 }
 
+/// True for the text of a token that is one byte, `<0x0A>`.
+pub(crate) fn is_byte(text: &str) -> bool {
+    spm::byte_of(text).is_some()
+}
+
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tokenizer")
@@ -176,6 +187,7 @@ impl Tokenizer {
         let texts = Texts::read(&metadata)?;
         let mut kinds = metadata.token_kinds(texts.len())?;
         let ids = metadata.special_ids(texts.len())?;
+        let ends = metadata.more_ends(texts.len())?;
         if !metadata.has("tokenizer.ggml.token_type") {
             // A file this old does not tell text from structure; its ids do.
             for id in ids.all() {
@@ -201,7 +213,7 @@ impl Tokenizer {
             .unwrap_or(adds_bos_by_default);
         Ok(Self(Arc::new(Inner {
             special: SpecialTokens::new(&texts, &kinds, metadata.strips_after_special()),
-            end_of_generation: special::end_of_generation(&texts, &kinds, &ids),
+            end_of_generation: special::end_of_generation(&texts, &kinds, &ids, ends),
             bos: ids.bos,
             eos: ids.eos,
             adds_bos: adds_bos && ids.bos.is_some(),
@@ -249,22 +261,21 @@ impl Tokenizer {
         if add_bos {
             ids.extend(self.0.bos);
         }
-        // SentencePiece puts a space before a text that follows nothing or a special token.
-        let mut after_special = true;
+        let mut before = Before::Nothing;
         for fragment in self.0.special.split(text, &self.0.kinds, user_text) {
             match fragment {
                 Fragment::Token(id) => {
                     ids.push(id);
-                    after_special = true;
+                    before = Before::Special;
                 }
                 Fragment::Text(text) => {
                     match &self.0.model {
                         Model::ByteLevel(model) => model.encode(text, &mut ids)?,
                         Model::SentencePiece(model) => {
-                            model.encode(&self.0.texts, text, after_special, &mut ids)?;
+                            model.encode(&self.0.texts, text, before, &mut ids)?;
                         }
                     }
-                    after_special = false;
+                    before = Before::Text;
                 }
             }
         }
@@ -304,6 +315,9 @@ impl Tokenizer {
         };
         match (kind, &self.0.model) {
             (TokenKind::Control | TokenKind::Unknown | TokenKind::Unused, _) => Cow::Borrowed(&[]),
+            (TokenKind::UserDefined, Model::SentencePiece(model)) if model.is_ranked() => {
+                spm::unescape(text)
+            }
             (TokenKind::UserDefined, _) => Cow::Borrowed(text.as_bytes()),
             (_, Model::ByteLevel(_)) => Cow::Owned(byte_level::bytes_of(text)),
             (TokenKind::Byte, Model::SentencePiece(_)) => spm::byte_of(text)

@@ -38,7 +38,8 @@ struct Rule {
     ignores_merges: bool,
 }
 
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+pub(crate) const GPT2: &str =
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -188,6 +189,19 @@ const RULES: &[Rule] = &[
     },
 ];
 
+/// The name of the rule that has these expressions, as a `tokenizer.json` writes them.
+pub(crate) fn rule_of(expressions: &[String]) -> Option<&'static str> {
+    // There contractions are matched in any case; see above.
+    let plain = |expression: &String| {
+        let any_case = "(?i:'s|'t|'re|'ve|'m|'ll|'d)";
+        let ascii = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])";
+        expression.replace(any_case, ascii)
+    };
+    let expressions: Vec<String> = expressions.iter().map(plain).collect();
+    let rule = RULES.iter().find(|rule| rule.expressions == expressions)?;
+    rule.names.first().copied()
+}
+
 impl PreTokenizer {
     /// Reads `tokenizer.ggml.pre`.
     pub(super) fn read(metadata: &Metadata<'_>) -> Result<Self, TokenizerError> {
@@ -197,7 +211,12 @@ impl PreTokenizer {
                 "file names no pre-tokenizer: `default` is used, and answers may be worse"
             );
         }
-        Self::named(name.unwrap_or("default"))
+        let mut rule = Self::named(name.unwrap_or("default"))?;
+        // A `tokenizer.json` says it itself.
+        if let Some(ignores) = metadata.flag("tokenizer.llmpick.ignore_merges")? {
+            rule.ignores_merges = ignores;
+        }
+        Ok(rule)
     }
 
     fn named(name: &str) -> Result<Self, TokenizerError> {

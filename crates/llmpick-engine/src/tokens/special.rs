@@ -71,9 +71,7 @@ impl SpecialTokens {
             }
             fragments.push(Fragment::Token(id));
             at += length;
-            if self.strips_after
-                && !matches!(&text[at - length..at], "<unk>" | "<s>" | "<|endoftext|>")
-            {
+            if self.strips_after && !never_strips(&text[at - length..at]) {
                 at += text[at..].len() - text[at..].trim_ascii_start().len();
             }
             plain = at;
@@ -136,6 +134,11 @@ impl SpecialTokens {
     }
 }
 
+/// True for the tokens of Phi-3 that leave the white space after them alone.
+pub(crate) fn never_strips(text: &str) -> bool {
+    matches!(text, "<unk>" | "<s>" | "<|endoftext|>")
+}
+
 /// Texts that end an answer wherever they are control tokens. Conversions often name only
 /// one of several in the metadata; the fill-in-the-middle and file markers are here since
 /// a model that emits one has left the answer (the list is llama.cpp's).
@@ -168,10 +171,18 @@ const ENDINGS: &[&str] = &[
 ];
 
 /// All ids that end an answer, ascending.
-pub(super) fn end_of_generation(texts: &Texts, kinds: &[TokenKind], ids: &SpecialIds) -> Vec<u32> {
+///
+/// `more` are those that a file names beside the ones with a role.
+pub(super) fn end_of_generation(
+    texts: &Texts,
+    kinds: &[TokenKind],
+    ids: &SpecialIds,
+    more: Vec<u32>,
+) -> Vec<u32> {
     let mut ends: BTreeSet<u32> = [ids.eos, ids.end_of_turn, ids.end_of_message]
         .into_iter()
         .flatten()
+        .chain(more)
         .collect();
     let control = |text: &str| {
         texts

@@ -13,18 +13,54 @@ use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap};
 
+use tokenizers::Model as _;
+use tokenizers::models::bpe::BPE;
+
 use super::index::Texts;
 use super::metadata::Metadata;
-use super::{TokenKind, TokenizerError};
+use super::{TokenKind, TokenizerError, byte_level};
 
 const SPACE: &str = "\u{2581}";
 
-/// Scores, and what stands for single bytes.
+/// How pieces are joined, and whether a space is put before a text.
 pub(super) struct SentencePiece {
+    joining: Rule,
+    prefix: Prefix,
+}
+
+/// What is joined first.
+enum Rule {
+    /// The best score, as SentencePiece itself and GGUF have it.
+    Scores(Scores),
+    /// The merge of the lowest rank, as a `tokenizer.json` has it.
+    Ranks(Box<BPE>),
+}
+
+/// Scores, and what stands for single bytes.
+struct Scores {
     scores: Vec<f32>,
     joinable: Vec<Joinable>,
     bytes: Vec<u32>,
-    adds_space_prefix: bool,
+}
+
+/// When a space is put before a text.
+#[derive(Clone, Copy, PartialEq)]
+enum Prefix {
+    Never,
+    /// Where it follows nothing or a special token.
+    Segment,
+    /// The same, unless the text begins with one.
+    Always,
+    /// Only at the beginning, unless the text begins with one.
+    First,
+}
+
+/// What stands before a text that is encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Before {
+    Nothing,
+    Special,
+    Text,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -84,6 +120,98 @@ impl SentencePiece {
         kinds: &[TokenKind],
         unknown: Option<u32>,
     ) -> Result<Self, TokenizerError> {
+        let adds = metadata.flag("tokenizer.ggml.add_space_prefix")?;
+        let prefix = match metadata.optional_string("tokenizer.llmpick.space_prefix")? {
+            _ if adds == Some(false) => Prefix::Never,
+            Some("always") => Prefix::Always,
+            Some("first") => Prefix::First,
+            _ => Prefix::Segment,
+        };
+        let is_ranked =
+            !metadata.has("tokenizer.ggml.scores") && metadata.has("tokenizer.ggml.merges");
+        let joining = match is_ranked {
+            true => Rule::Ranks(Box::new(ranks(metadata, texts, kinds)?)),
+            false => Rule::Scores(Scores::read(metadata, texts, kinds, unknown)?),
+        };
+        Ok(Self { joining, prefix })
+    }
+
+    /// True when a space is put before a text.
+    pub(super) fn adds_space_prefix(&self) -> bool {
+        self.prefix != Prefix::Never
+    }
+
+    /// True when merges are ranked: then every token is spelt with `▁` for a space.
+    pub(super) fn is_ranked(&self) -> bool {
+        matches!(self.joining, Rule::Ranks(_))
+    }
+
+    pub(super) fn encode(
+        &self,
+        texts: &Texts,
+        text: &str,
+        before: Before,
+        ids: &mut Vec<u32>,
+    ) -> Result<(), TokenizerError> {
+        let mut escaped = String::with_capacity(text.len() + 3);
+        let starts_a_segment = before != Before::Text;
+        let has_one = text.starts_with(' ') || text.starts_with(SPACE);
+        if match self.prefix {
+            Prefix::Never => false,
+            Prefix::Segment => starts_a_segment,
+            // Behind any special or user-defined token, as the library has it.
+            Prefix::Always => !has_one,
+            Prefix::First => before == Before::Nothing && !has_one,
+        } {
+            escaped.push_str(SPACE);
+        }
+        for (number, part) in text.split(' ').enumerate() {
+            if number > 0 {
+                escaped.push_str(SPACE);
+            }
+            escaped.push_str(part);
+        }
+        if u32::try_from(escaped.len()).is_err() {
+            return Err(TokenizerError::TooLong(text.len()));
+        }
+        match &self.joining {
+            Rule::Scores(scores) => scores.encode(texts, &escaped, ids),
+            Rule::Ranks(bpe) => {
+                let tokens = bpe.tokenize(&escaped).map_err(TokenizerError::Encode)?;
+                ids.extend(tokens.iter().map(|token| token.id));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The merging by rank; what it lacks is written in bytes.
+fn ranks(
+    metadata: &Metadata<'_>,
+    texts: &Texts,
+    kinds: &[TokenKind],
+) -> Result<BPE, TokenizerError> {
+    for byte in 0..=255_u8 {
+        byte_token(texts, byte, None)?;
+    }
+    byte_level::merging(metadata, texts, kinds)?
+        .byte_fallback(true)
+        .ignore_merges(
+            metadata
+                .flag("tokenizer.llmpick.ignore_merges")?
+                .unwrap_or(false),
+        )
+        .build()
+        .map_err(TokenizerError::Build)
+}
+
+impl Scores {
+    fn read(
+        metadata: &Metadata<'_>,
+        texts: &Texts,
+        kinds: &[TokenKind],
+        unknown: Option<u32>,
+    ) -> Result<Self, TokenizerError> {
         let bytes = (0..=255_u8)
             .map(|byte| byte_token(texts, byte, unknown))
             .collect::<Result<_, _>>()?;
@@ -98,47 +226,19 @@ impl SentencePiece {
                 })
                 .collect(),
             bytes,
-            adds_space_prefix: metadata
-                .flag("tokenizer.ggml.add_space_prefix")?
-                .unwrap_or(true),
         })
     }
 
-    /// True when a space is put before a text.
-    pub(super) fn adds_space_prefix(&self) -> bool {
-        self.adds_space_prefix
-    }
-
-    pub(super) fn encode(
-        &self,
-        texts: &Texts,
-        text: &str,
-        after_special: bool,
-        ids: &mut Vec<u32>,
-    ) -> Result<(), TokenizerError> {
-        let mut escaped = String::with_capacity(text.len() + 3);
-        if self.adds_space_prefix && after_special {
-            escaped.push_str(SPACE);
-        }
-        for (number, part) in text.split(' ').enumerate() {
-            if number > 0 {
-                escaped.push_str(SPACE);
-            }
-            escaped.push_str(part);
-        }
-        if u32::try_from(escaped.len()).is_err() {
-            return Err(TokenizerError::TooLong(text.len()));
-        }
+    fn encode(&self, texts: &Texts, escaped: &str, ids: &mut Vec<u32>) {
         Joining {
             vocabulary: self,
             texts,
-            text: &escaped,
-            symbols: symbols(&escaped),
+            text: escaped,
+            symbols: symbols(escaped),
             queue: BinaryHeap::new(),
             apart: HashMap::new(),
         }
         .run(ids);
-        Ok(())
     }
 
     fn find(&self, texts: &Texts, text: &str) -> Option<u32> {
@@ -150,7 +250,7 @@ impl SentencePiece {
 
 /// The work on one text.
 struct Joining<'a> {
-    vocabulary: &'a SentencePiece,
+    vocabulary: &'a Scores,
     texts: &'a Texts,
     text: &'a str,
     symbols: Vec<Symbol>,

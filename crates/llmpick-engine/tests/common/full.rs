@@ -151,7 +151,7 @@ fn qwen2(content: &Content, file: &mut BufReader<File>) -> Full {
 }
 
 /// Rows of each head from interleaved pairs to two halves.
-fn halves(weight: &Tensor, heads: usize) -> Tensor {
+pub fn halves(weight: &Tensor, heads: usize) -> Tensor {
     let (rows, cols) = weight.dims2().unwrap();
     let pairs = weight.reshape((heads, rows / heads / 2, 2, cols)).unwrap();
     let halves = pairs.transpose(1, 2).unwrap().contiguous().unwrap();
@@ -335,7 +335,7 @@ pub fn mistral(content: &Content, file: &mut BufReader<File>) -> mistral::Model 
 
 /// A tensor's name in the safetensors files of the families. The norm before the
 /// feed-forward part is called `feed_norm`: the families differ in it.
-fn hub_name(name: &str, feed_norm: &str) -> String {
+pub fn hub_name(name: &str, feed_norm: &str) -> String {
     match name {
         "token_embd.weight" => return "model.embed_tokens.weight".to_owned(),
         "output_norm.weight" => return "model.norm.weight".to_owned(),

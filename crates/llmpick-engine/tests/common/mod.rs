@@ -3,6 +3,7 @@
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
 pub mod full;
+pub mod hub;
 pub mod plain;
 pub mod stock;
 pub mod tiny;
