@@ -14,7 +14,7 @@ use llmpick_core::{
 use llmpick_dispatch::Dispatch;
 use llmpick_engine::EngineOptions;
 use llmpick_remote::{OpenAi, OpenAiOptions};
-use llmpick_store::{ResolvedModel, Store};
+use llmpick_store::{ResolvedModel, Store, arm_name_of, looks_like_path};
 use serde::Serialize;
 use tracing::{info, warn};
 
@@ -417,10 +417,7 @@ fn local_price(settings: &Settings) -> Price {
 fn expected_id(store: &Store, name: &str) -> Option<ArmId> {
     let stem = match store.resolve(name) {
         Ok(resolved) => resolved.arm_name,
-        Err(_) if name.ends_with(".gguf") => camino::Utf8Path::new(name)
-            .file_stem()
-            .unwrap_or(name)
-            .to_owned(),
+        Err(_) if looks_like_path(name) => arm_name_of(name.as_ref()),
         Err(_) => name.to_owned(),
     };
     ArmId::new(stem).ok()

@@ -30,4 +30,6 @@ pub use error::{
     CatalogueError, PullError, PullErrorKind, ResolveError, SourceError, StoreError, UnknownModel,
 };
 pub use progress::{Progress, PullEvent, Quiet};
-pub use store::{InstalledModel, ResolvedModel, Store, StoreOptions};
+pub use store::{
+    InstalledModel, ResolvedModel, Store, StoreOptions, arm_name_of, looks_like_path, names_weights,
+};

@@ -337,11 +337,46 @@ pub(crate) fn installed(name: &str, dir: &Path, sidecar: &Sidecar) -> InstalledM
     }
 }
 
-fn looks_like_path(text: &str) -> bool {
-    text.contains('/') || text.ends_with(".gguf")
+/// True for what cannot be the name of a model in the catalogue: a path.
+pub fn looks_like_path(text: &str) -> bool {
+    text.contains('/') || names_weights(text)
 }
 
-/// A file on this machine as a model: its arm is named after the file.
+/// True for the name of a file of weights: a GGUF file, a safetensors file, or the index of
+/// several of those.
+pub fn names_weights(text: &str) -> bool {
+    [".gguf", ".safetensors", ".safetensors.index.json"]
+        .iter()
+        .any(|end| text.ends_with(end))
+}
+
+/// What the arm of a model at `path` is called: a GGUF file's own name, and for a hub model
+/// that of its folder.
+pub fn arm_name_of(path: &Path) -> String {
+    let file = path.file_name().unwrap_or_default().to_string_lossy();
+    let folder = match names_weights(&file) && !file.ends_with(".gguf") {
+        true => path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty()),
+        false => Some(path).filter(|path| path.is_dir()),
+    };
+    let stem = match folder {
+        // It may be written as `.`.
+        Some(folder) => fs::canonicalize(folder)
+            .unwrap_or_else(|_| folder.to_path_buf())
+            .file_name()
+            .map(ToOwned::to_owned),
+        None => path.file_stem().map(ToOwned::to_owned),
+    };
+    let replace = |c: char| match c.is_whitespace() || c.is_control() {
+        true => '-',
+        false => c,
+    };
+    let stem = stem.unwrap_or_default();
+    stem.to_string_lossy().chars().map(replace).collect()
+}
+
+/// A file or a hub folder on this machine as a model.
 fn resolve_path(path: &Path) -> Result<Option<ResolvedModel>, ResolveError> {
     let bad = |reason: String| ResolveError::BadFile {
         path: path.to_path_buf(),
@@ -356,23 +391,14 @@ fn resolve_path(path: &Path) -> Result<Option<ResolvedModel>, ResolveError> {
     };
     if metadata.is_dir() {
         // A folder that happens to have the name of a model is no answer to that name.
-        return match looks_like_path(&path.to_string_lossy()) {
-            true => Err(bad("it is a folder".into())),
-            false => Ok(None),
-        };
+        if !looks_like_path(&path.to_string_lossy()) {
+            return Ok(None);
+        }
+        if !path.join("config.json").is_file() {
+            return Err(bad("it is a folder without a `config.json`".into()));
+        }
     }
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let name: String = stem
-        .chars()
-        .map(|c| {
-            if c.is_whitespace() || c.is_control() {
-                '-'
-            } else {
-                c
-            }
-        })
-        .collect();
-    let arm = ArmId::new(&name).map_err(|error| bad(error.to_string()))?;
+    let arm = ArmId::new(arm_name_of(path)).map_err(|error| bad(error.to_string()))?;
     Ok(Some(ResolvedModel {
         arm_name: arm.as_str().into(),
         path: path.to_path_buf(),

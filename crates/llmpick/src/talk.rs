@@ -110,7 +110,7 @@ impl Talker {
         stay_here: bool,
         model: &str,
     ) -> Result<Self> {
-        let is_file = model.contains('/') || model.ends_with(".gguf");
+        let is_file = llmpick_store::looks_like_path(model);
         if !stay_here
             && !is_file
             && let Some(client) = Client::connect(&settings.server.socket).await

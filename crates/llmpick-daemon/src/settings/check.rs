@@ -8,6 +8,7 @@ use llmpick_dispatch::ContextFrom;
 use llmpick_engine::KvType;
 use llmpick_plugin_host::Isolation;
 use llmpick_remote::{RemoteSchedulerOptions, Secret};
+use llmpick_store::names_weights;
 use toml::Value;
 
 use super::keys::ROUTER_CONFIG;
@@ -158,7 +159,9 @@ impl Reader<'_> {
     fn pool(&self) -> Result<Vec<String>, SettingsError> {
         let mut arms: Vec<String> = Vec::new();
         for arm in self.texts("pool.arms") {
-            let is_path = arm.ends_with(".gguf");
+            // A folder is told from a name with a slash by how it begins.
+            let starts = ["/", "./", "../", "~/"];
+            let is_path = names_weights(&arm) || starts.iter().any(|start| arm.starts_with(start));
             if !is_path && let Err(error) = ArmId::new(&arm) {
                 return Err(self.wrong("pool.arms", format!("is wrong: {error}")));
             }

@@ -108,6 +108,20 @@ fn names_and_paths_resolve() {
     assert_eq!(resolved.arm_name, "My-Model-v1.2.Q4_K");
     assert_eq!((resolved.path, resolved.card), (path, None));
 
+    let hub = home.dir.path().join("Own-1.5B");
+    fs::create_dir(&hub).unwrap();
+    fs::write(hub.join("config.json"), "{}").unwrap();
+    fs::write(hub.join("model.safetensors"), "x").unwrap();
+    for path in [
+        hub.clone(),
+        hub.join("model.safetensors"),
+        hub.join("../Own-1.5B/"),
+    ] {
+        let resolved = store.resolve(path.to_str().unwrap()).unwrap();
+        assert_eq!(resolved.arm_name, "Own-1.5B");
+        assert_eq!((resolved.path, resolved.card), (path, None));
+    }
+
     let folder = home.dir.path().display().to_string();
     for (text, expected) in [
         (
@@ -130,7 +144,9 @@ fn names_and_paths_resolve() {
         ),
         (
             &folder,
-            &format!("`{folder}` cannot be used as a model: it is a folder"),
+            &format!(
+                "`{folder}` cannot be used as a model: it is a folder without a `config.json`"
+            ),
         ),
     ] {
         assert_eq!(whole(&store.resolve(text).unwrap_err()), *expected);

@@ -26,7 +26,7 @@ enum What {
 
 #[derive(Args, Debug)]
 struct EngineArgs {
-    /// The model, or a .gguf file
+    /// The model, a .gguf file, or a model's folder
     #[arg(short, long)]
     model: String,
     /// Tokens of the prompt

@@ -18,7 +18,7 @@ use crate::text;
 pub struct ChatArgs {
     /// The prompt; without it stdin is read, and on a terminal a conversation begins
     prompt: Option<String>,
-    /// The model: `auto` routes, a name pins, a .gguf file is run as it is
+    /// The model: `auto` routes, a name pins, a .gguf file or a model's folder is run as it is
     #[arg(short, long, default_value = "auto")]
     model: String,
     /// The system message

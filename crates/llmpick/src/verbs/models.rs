@@ -21,7 +21,7 @@ pub struct LsArgs {
 /// Options of `show`.
 #[derive(Args, Debug)]
 pub struct ShowArgs {
-    /// A model's name, or a .gguf file
+    /// A model's name, a .gguf file, or a model's folder
     model: String,
 }
 

@@ -14,7 +14,7 @@ use crate::text;
 /// Options of `perplexity`.
 #[derive(Args, Debug)]
 pub struct PerplexityArgs {
-    /// The model, or a .gguf file
+    /// The model, a .gguf file, or a model's folder
     #[arg(short, long)]
     model: String,
     /// The text

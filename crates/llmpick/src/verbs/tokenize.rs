@@ -12,7 +12,7 @@ use crate::text;
 /// Options of `tokenize`.
 #[derive(Args, Debug)]
 pub struct TokenizeArgs {
-    /// The model, or a .gguf file
+    /// The model, a .gguf file, or a model's folder
     #[arg(short, long)]
     model: String,
     /// The text; without it, stdin is read
