@@ -20,7 +20,7 @@ use crate::memory;
 use crate::shape::{Activation, RopeFactors, RopeScaling, Shape};
 
 /// Most positions that one [`Decoder::forward`] takes.
-pub(crate) const CHUNK: usize = 128;
+pub(crate) const CHUNK: usize = 256;
 
 /// What a decoder is told beside the file.
 pub(crate) struct DecoderOptions {

@@ -417,7 +417,9 @@ impl Model {
             if cancelled() {
                 return Err(EngineError::Cancelled);
             }
-            let chunk = &tokens[start..tokens.len().min(start + CHUNK)];
+            // Even pieces: a short one at the end would unpack the weights for few rows.
+            let left = tokens.len() - start;
+            let chunk = &tokens[start..start + left.div_ceil(left.div_ceil(CHUNK))];
             let turn = self.device.turn();
             let began = Instant::now();
             let end = start + chunk.len();

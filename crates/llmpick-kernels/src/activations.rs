@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use crate::{
     Pool,
-    lanes::{Kernel, Lanes, Level, largest, run, sum},
+    lanes::{Kernel, Lanes, Level, run},
     tiles::COLS,
 };
 
@@ -126,13 +126,11 @@ impl Kernel for Quantise<'_> {
                 let Some(x) = x[r * cols + b * COLS..].first_chunk::<COLS>() else {
                     return;
                 };
-                let mut q = [0i32; COLS];
+                let mut q = [0u8; COLS];
                 // SAFETY: the caller vouches for the features.
-                let d = unsafe { quantise::<L>(x, &mut q) };
-                let half = |q: &[i32]| q.iter().sum::<i32>();
-                let (first, second) = (half(&q[..16]), half(&q[16..]));
+                let (d, first, second) = unsafe { quantise::<L>(x, &mut q) };
                 for (i, q) in q.as_chunks::<4>().0.iter().enumerate() {
-                    to[(i * rows + r) * 4..][..4].copy_from_slice(&q.map(|q| q as u8));
+                    to[(i * rows + r) * 4..][..4].copy_from_slice(q);
                 }
                 let all = first + second;
                 let words = [
@@ -151,28 +149,29 @@ impl Kernel for Quantise<'_> {
     }
 }
 
-/// The integers of a block, and its scale.
+/// The integers of a block as bytes, its scale, and the sums of both halves.
 ///
 /// A block with a NaN or an infinity has the scale NaN, so that the damage stays
 /// visible; one whose numbers are all tiny (below 1e-30) counts as zero.
 #[inline(always)]
-unsafe fn quantise<L: Lanes>(x: &[f32; COLS], q: &mut [i32; COLS]) -> f32 {
+unsafe fn quantise<L: Lanes>(x: &[f32; COLS], q: &mut [u8; COLS]) -> (f32, i32, i32) {
     // SAFETY: both arrays hold twice sixteen numbers.
     unsafe {
         let (a, b) = (L::load(x.as_ptr()), L::load(x.as_ptr().add(16)));
         let zero = L::splat(0.0);
         // 0 · x is NaN for what is not finite.
-        if sum::<L>(L::fma(a, zero, L::mul(b, zero))) != 0.0 {
-            return f32::NAN;
+        if L::sum(L::fma(a, zero, L::mul(b, zero))) != 0.0 {
+            return (f32::NAN, 0, 0);
         }
-        let most = largest::<L>(L::max(L::abs(a), L::abs(b)));
+        let most = L::largest(L::max(L::abs(a), L::abs(b)));
         if most < 1e-30 {
-            return 0.0;
+            return (0.0, 0, 0);
         }
         let factor = L::splat(127.0 / most);
-        L::store_i(q.as_mut_ptr(), L::round(L::mul(a, factor)));
-        L::store_i(q.as_mut_ptr().add(16), L::round(L::mul(b, factor)));
-        most / 127.0
+        let (a, b) = (L::round(L::mul(a, factor)), L::round(L::mul(b, factor)));
+        L::store_bytes(q.as_mut_ptr(), a);
+        L::store_bytes(q.as_mut_ptr().add(16), b);
+        (most / 127.0, L::sum_i(a), L::sum_i(b))
     }
 }
 
@@ -225,11 +224,14 @@ mod tests {
     #[test]
     fn integers_stand_for_the_numbers() {
         let x = Random::new(8).vec(32);
-        let mut q = [0; 32];
+        let mut q = [0u8; 32];
         let mut block = [0.0; 32];
         block.copy_from_slice(&x);
         // SAFETY: the plain form needs no features.
-        let d = unsafe { quantise::<crate::lanes::Plain>(&block, &mut q) };
+        let (d, first, second) = unsafe { quantise::<crate::lanes::Plain>(&block, &mut q) };
+        let q = q.map(|q| i32::from(q as i8));
+        let half = |q: &[i32]| q.iter().sum::<i32>();
+        assert_eq!((first, second), (half(&q[..16]), half(&q[16..])));
         for (x, q) in x.iter().zip(q) {
             assert!((x - d * q as f32).abs() <= d * 0.5001, "{x} {q}");
         }

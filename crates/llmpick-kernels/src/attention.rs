@@ -15,7 +15,7 @@ use std::{cell::Cell, ops::Range};
 use crate::{
     KvCache, Pool,
     cache::{LANES, STEP, Store, Stored},
-    lanes::{Kernel, Lanes, Level, exp, largest, run, sum},
+    lanes::{Kernel, Lanes, Level, exp, run},
 };
 
 /// Most queries that share a pass over keys and values.
@@ -331,13 +331,20 @@ unsafe fn rescale<L: Lanes>(scores: &mut [f32; STEP], scales: &[f32]) {
 fn mask(spec: &AttentionSpec, base: usize, sees: std::ops::Range<usize>, scores: &mut [f32; STEP]) {
     let from = sees.start.saturating_sub(base).min(STEP);
     let to = sees.end.saturating_sub(base).clamp(from, STEP);
-    scores[..from].fill(f32::NEG_INFINITY);
-    scores[to..].fill(f32::NEG_INFINITY);
-    for score in &mut scores[from..to] {
+    // All of them: a loop of known length. What is not seen is thrown away below.
+    for score in scores.iter_mut() {
         *score *= spec.scale;
-        if let Some(cap) = spec.softcap {
+    }
+    if let Some(cap) = spec.softcap {
+        for score in &mut scores[from..to] {
             *score = cap * (*score / cap).tanh();
         }
+    }
+    if from > 0 {
+        scores[..from].fill(f32::NEG_INFINITY);
+    }
+    if to < STEP {
+        scores[to..].fill(f32::NEG_INFINITY);
     }
 }
 
@@ -359,7 +366,7 @@ unsafe fn weigh<L: Lanes>(
             L::load(p.add(2 * LANES)),
             L::load(p.add(3 * LANES)),
         ];
-        let step_max = largest::<L>(L::max(L::max(s[0], s[1]), L::max(s[2], s[3])));
+        let step_max = L::largest(L::max(L::max(s[0], s[1]), L::max(s[2], s[3])));
         let new = if *max > step_max { *max } else { step_max };
         if new == f32::NEG_INFINITY {
             // Nothing to see in this step: as if it had not been looked at.
@@ -389,7 +396,7 @@ unsafe fn weigh<L: Lanes>(
         L::store(p.add(LANES), w[1]);
         L::store(p.add(2 * LANES), w[2]);
         L::store(p.add(3 * LANES), w[3]);
-        *total += sum::<L>(L::add(L::add(w[0], w[1]), L::add(w[2], w[3])));
+        *total += L::sum(L::add(L::add(w[0], w[1]), L::add(w[2], w[3])));
     }
 }
 

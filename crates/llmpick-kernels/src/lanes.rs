@@ -170,37 +170,55 @@ pub trait Lanes: Copy {
     /// above −128.
     unsafe fn dot<const WIDE: bool>(acc: Self::I, x: Self::B, a: *const i8) -> Self::I;
 
+    /// The sum of the lanes, folded: lane i and i + 8, then i + 4, i + 2, i + 1.
+    #[inline(always)]
+    unsafe fn sum(x: Self::F) -> f32 {
+        let mut lanes = [0f32; 16];
+        // SAFETY: `lanes` holds sixteen numbers.
+        unsafe { Self::store(lanes.as_mut_ptr(), x) };
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                lanes[i] += lanes[i + half];
+            }
+        }
+        lanes[0]
+    }
+    /// The largest of the lanes; NaN lanes may be passed over.
+    #[inline(always)]
+    unsafe fn largest(x: Self::F) -> f32 {
+        let mut lanes = [0f32; 16];
+        // SAFETY: `lanes` holds sixteen numbers.
+        unsafe { Self::store(lanes.as_mut_ptr(), x) };
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                let other = lanes[i + half];
+                lanes[i] = if lanes[i] > other { lanes[i] } else { other };
+            }
+        }
+        lanes[0]
+    }
+    /// The sum of the lanes; it must not overflow.
+    #[inline(always)]
+    unsafe fn sum_i(x: Self::I) -> i32 {
+        let mut lanes = [0i32; 16];
+        // SAFETY: `lanes` holds sixteen numbers.
+        unsafe { Self::store_i(lanes.as_mut_ptr(), x) };
+        lanes.iter().sum()
+    }
+    /// The low byte of each lane.
+    #[inline(always)]
+    unsafe fn store_bytes(p: *mut u8, x: Self::I) {
+        let mut lanes = [0i32; 16];
+        // SAFETY: `lanes` holds sixteen numbers, and the caller's pointer is good for
+        // sixteen bytes.
+        unsafe {
+            Self::store_i(lanes.as_mut_ptr(), x);
+            p.cast::<[u8; 16]>().write(lanes.map(|x| x as u8));
+        }
+    }
+
     /// Asks for the cache line at `p`, which may lie anywhere.
     unsafe fn prefetch(p: *const u8);
-}
-
-/// The sum of the lanes, added by halves.
-#[inline(always)]
-pub unsafe fn sum<L: Lanes>(x: L::F) -> f32 {
-    let mut lanes = [0f32; 16];
-    // SAFETY: `lanes` holds sixteen numbers.
-    unsafe { L::store(lanes.as_mut_ptr(), x) };
-    for half in [8, 4, 2, 1] {
-        for i in 0..half {
-            lanes[i] += lanes[i + half];
-        }
-    }
-    lanes[0]
-}
-
-/// The largest of the lanes; NaN lanes may be passed over.
-#[inline(always)]
-pub unsafe fn largest<L: Lanes>(x: L::F) -> f32 {
-    let mut lanes = [0f32; 16];
-    // SAFETY: `lanes` holds sixteen numbers.
-    unsafe { L::store(lanes.as_mut_ptr(), x) };
-    for half in [8, 4, 2, 1] {
-        for i in 0..half {
-            let other = lanes[i + half];
-            lanes[i] = if lanes[i] > other { lanes[i] } else { other };
-        }
-    }
-    lanes[0]
 }
 
 /// eˣ to within 2 units in the last place; 0 below −87.3, ∞ above 88.3, NaN for NaN.

@@ -13,7 +13,7 @@ use crate::{
     activations::Activations,
     format::first_not_finite,
     lanes::Level,
-    product::{self, Scratch},
+    product::{self, Scratch, Sums},
     rows::RowsOf,
     tiles,
 };
@@ -304,7 +304,11 @@ impl<'a> Job<'a> {
                 // `first + width ≤ rows`, and each tile belongs to one task.
                 unsafe {
                     let to = self.y.0.add(r * rows + first);
-                    std::ptr::copy_nonoverlapping(sums.as_ptr(), to, width);
+                    // A copy of known length is a load and a store; others are calls.
+                    match width {
+                        tiles::ROWS => to.cast::<Sums>().write(*sums),
+                        width => std::ptr::copy_nonoverlapping(sums.as_ptr(), to, width),
+                    }
                 }
             }
         }

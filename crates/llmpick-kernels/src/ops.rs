@@ -3,7 +3,7 @@
 //! Sums run over sixteen lanes that are folded in a fixed order, so that a
 //! result is the same on every machine and for every number of rows.
 
-use crate::lanes::{Kernel, Lanes, Level, exp, run, sum};
+use crate::lanes::{Kernel, Lanes, Level, exp, run};
 
 /// Root-mean-square norm: `out = x / sqrt(mean(x²) + eps) · weight`, row by row.
 ///
@@ -189,7 +189,7 @@ impl Kernel for Squares<'_> {
                 acc = L::fma(x, x, acc);
             }
             let x = L::load(last.as_ptr());
-            sum::<L>(L::fma(x, x, acc))
+            L::sum(L::fma(x, x, acc))
         }
     }
 }

@@ -173,6 +173,7 @@ impl<S: Source> Kernel for Unpack<'_, S> {
         for b in 0..self.count {
             // SAFETY: both lengths were compared above.
             unsafe {
+                ask_ahead::<L, S>(self.weights.as_ptr(), self.start + b);
                 let block = S::block::<L>(self.weights.as_ptr(), self.start + b);
                 tiles::store::<L>(&block, self.panel.as_mut_ptr().add(b * PANEL_BYTES));
             }
@@ -228,17 +229,24 @@ impl<S: Source, const R: usize> Kernel for Step<'_, S, R> {
             let weights = self.weights.as_ptr();
             let mut a = self.a.as_ptr();
             for b in 0..self.blocks {
-                if S::FAR {
-                    let next = weights.wrapping_add(b * S::BYTES + AHEAD);
-                    for line in 0..S::BYTES.div_ceil(64) {
-                        L::prefetch(next.wrapping_add(line * 64));
-                    }
-                }
+                ask_ahead::<L, S>(weights, b);
                 let block = S::block::<L>(weights, b);
                 unrolled!(r < R => acc[r] = add_block::<L, S, R>(acc[r], &block, a, r));
                 a = a.add(R * ROW_BYTES);
             }
             unrolled!(r < R => L::store(self.sums[r].as_mut_ptr(), acc[r]));
+        }
+    }
+}
+
+/// Asks for the cache lines of a block some way after block `b`.
+#[inline(always)]
+unsafe fn ask_ahead<L: Lanes, S: Source>(weights: *const u8, b: usize) {
+    if S::FAR {
+        let next = weights.wrapping_add(b * S::BYTES + AHEAD);
+        for line in 0..S::BYTES.div_ceil(64) {
+            // SAFETY: any address may be asked for.
+            unsafe { L::prefetch(next.wrapping_add(line * 64)) };
         }
     }
 }
@@ -262,22 +270,28 @@ unsafe fn add_block<L: Lanes, S: Source, const R: usize>(
             Kind::Min => (0, 0),
             Kind::Halves => (-S::OFFSET * whole(2), -S::OFFSET * whole(3)),
         };
-        // Two sums at a time hide the latency of the instruction.
         let mut i0 = L::splat_i(first);
         let mut i1 = L::splat_i(second);
         i0 = dot::<L, S>(i0, block.w[0], q(0));
-        i1 = dot::<L, S>(i1, block.w[4], q(4));
         i0 = dot::<L, S>(i0, block.w[1], q(1));
-        i1 = dot::<L, S>(i1, block.w[5], q(5));
         i0 = dot::<L, S>(i0, block.w[2], q(2));
-        i1 = dot::<L, S>(i1, block.w[6], q(6));
         i0 = dot::<L, S>(i0, block.w[3], q(3));
+        // With few rows a second sum hides the latency of the instruction; with many
+        // the rows hide each other's, and one sum saves an addition.
+        let one = !matches!(S::KIND, Kind::Halves) && R > DIRECT;
+        if one {
+            i1 = i0;
+        }
+        i1 = dot::<L, S>(i1, block.w[4], q(4));
+        i1 = dot::<L, S>(i1, block.w[5], q(5));
+        i1 = dot::<L, S>(i1, block.w[6], q(6));
         i1 = dot::<L, S>(i1, block.w[7], q(7));
+        let all = if one { i1 } else { L::add_i(i0, i1) };
         let d = L::splat(number(0));
         match S::KIND {
-            Kind::Offset => L::fma(L::to_f(L::add_i(i0, i1)), L::mul(block.s, d), acc),
+            Kind::Offset => L::fma(L::to_f(all), L::mul(block.s, d), acc),
             Kind::Min => {
-                let acc = L::fma(L::to_f(L::add_i(i0, i1)), L::mul(block.s, d), acc);
+                let acc = L::fma(L::to_f(all), L::mul(block.s, d), acc);
                 L::fma(block.t, L::splat(number(1)), acc)
             }
             Kind::Halves => {

@@ -48,7 +48,7 @@ impl Kernel for Everything<'_> {
             for y in [exp::<L>(a), exp::<L>(x), L::load_bf16(p)] {
                 f(y);
             }
-            bits.extend([sum::<L>(x), largest::<L>(x)].map(f32::to_bits));
+            bits.extend([L::sum(x), L::largest(x)].map(f32::to_bits));
             let mut i = |x: L::I| {
                 L::store_i(ints.as_mut_ptr(), x);
                 bits.extend(ints.map(|x| x as u32));

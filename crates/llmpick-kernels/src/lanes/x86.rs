@@ -148,9 +148,47 @@ impl Lanes for Avx512 {
         _mm512_dpbusd_epi32(acc, x, _mm512_set1_epi32(a.cast::<i32>().read_unaligned()))
     }
     #[inline(always)]
+    unsafe fn sum(x: __m512) -> f32 {
+        sum_256(_mm256_add_ps(
+            _mm512_castps512_ps256(x),
+            _mm512_extractf32x8_ps::<1>(x),
+        ))
+    }
+    #[inline(always)]
+    unsafe fn largest(x: __m512) -> f32 {
+        largest_256(_mm256_max_ps(
+            _mm512_castps512_ps256(x),
+            _mm512_extractf32x8_ps::<1>(x),
+        ))
+    }
+    #[inline(always)]
+    unsafe fn sum_i(x: __m512i) -> i32 {
+        _mm512_reduce_add_epi32(x)
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(p: *mut u8, x: __m512i) {
+        _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(x));
+    }
+    #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
         _mm_prefetch::<_MM_HINT_T0>(p.cast())
     }
+}
+
+/// The rest of [`Lanes::sum`], from eight lanes on.
+#[inline(always)]
+unsafe fn sum_256(x: __m256) -> f32 {
+    let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+    let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
+}
+
+/// The rest of [`Lanes::largest`], from eight lanes on.
+#[inline(always)]
+unsafe fn largest_256(x: __m256) -> f32 {
+    let x = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+    let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+    _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)))
 }
 
 /// Two registers of 256 bits.
@@ -337,6 +375,14 @@ impl Lanes for Avx2 {
             dot_half::<WIDE>(acc[0], x[0], a),
             dot_half::<WIDE>(acc[1], x[1], a),
         ]
+    }
+    #[inline(always)]
+    unsafe fn sum(x: Self::F) -> f32 {
+        sum_256(_mm256_add_ps(x[0], x[1]))
+    }
+    #[inline(always)]
+    unsafe fn largest(x: Self::F) -> f32 {
+        largest_256(_mm256_max_ps(x[0], x[1]))
     }
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
