@@ -455,19 +455,25 @@ fn add_part(hidden: &mut [f32], part: &mut [f32], norm: Option<&[f32]>, epsilon:
 }
 
 /// Takes tensors out of a checked file, with their shapes checked.
-struct Reader<'a> {
-    file: &'a ModelFile,
+pub(crate) struct Reader<'a> {
+    pub file: &'a ModelFile,
 }
 
 impl Reader<'_> {
-    fn view(&self, name: &str) -> Result<&TensorView, LoadErrorKind> {
+    /// Where a tensor lies that must be there.
+    pub fn view(&self, name: &str) -> Result<&TensorView, LoadErrorKind> {
         self.file
             .tensor(name)
             .ok_or_else(|| LoadErrorKind::Malformed(format!("the tensor `{name}` is missing")))
     }
 
     /// A tensor of the wrong shape is damage, whatever its values.
-    fn expect(&self, name: &str, view: &TensorView, wanted: &[usize]) -> Result<(), LoadErrorKind> {
+    pub fn expect(
+        &self,
+        name: &str,
+        view: &TensorView,
+        wanted: &[usize],
+    ) -> Result<(), LoadErrorKind> {
         if view.dims == wanted {
             return Ok(());
         }
@@ -514,7 +520,7 @@ impl Reader<'_> {
     }
 
     /// The embedding table, left in the file, and its number of rows.
-    fn embedding(&self, width: usize) -> Result<(Embedding, usize), LoadErrorKind> {
+    pub fn embedding(&self, width: usize) -> Result<(Embedding, usize), LoadErrorKind> {
         let name = "token_embd.weight";
         let view = self.view(name)?;
         let &[vocab, _] = view.dims.as_slice() else {
@@ -530,7 +536,7 @@ impl Reader<'_> {
     }
 
     /// A norm's weights or a bias, expanded.
-    fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadErrorKind> {
+    pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadErrorKind> {
         let view = self.view(name)?;
         self.expect(name, view, &[len])?;
         let mut values = vec![0.0; len];
@@ -576,7 +582,7 @@ impl Reader<'_> {
     }
 
     /// Divisors of the RoPE angles, as llama 3.1 and phi3 have them; none in most files.
-    fn rope_factors(&self, shape: &Shape) -> Result<RopeFactors, LoadErrorKind> {
+    pub fn rope_factors(&self, shape: &Shape) -> Result<RopeFactors, LoadErrorKind> {
         let read = |name: &str| {
             let factors = self.optional_vector(name, shape.rope_dim / 2)?;
             match factors.iter().flatten().all(|f| f.is_finite() && *f > 0.0) {
@@ -669,7 +675,7 @@ impl Reader<'_> {
 
     /// Refuses a file with a tensor that [`layer`](Self::layer) would not use: leaving a
     /// part of a network out gives fluent nonsense, which is worse than a refusal.
-    fn check_names(&self, shape: &Shape) -> Result<(), LoadErrorKind> {
+    pub fn check_names(&self, shape: &Shape) -> Result<(), LoadErrorKind> {
         // Checked here because each layer costs a slot before its tensors are missed.
         if shape.layers > self.file.tensors().len() {
             return Err(LoadErrorKind::Malformed(format!(

@@ -78,7 +78,7 @@ pub enum LoadErrorKind {
     Malformed(String),
     /// A kind of network that is not built in.
     #[error(
-        "the model's architecture is `{architecture}`, and supported are {}; choose another model", SUPPORTED.join(", ")
+        "the model's architecture is `{architecture}`, and supported are {}, and slower {}; choose another model", SUPPORTED.join(", "), STOCK.join(", ")
     )]
     Architecture {
         /// `general.architecture` of the file.
@@ -112,6 +112,14 @@ pub enum LoadErrorKind {
         #[source]
         source: KernelError,
     },
+    /// The stock model that its architecture needs refuses it.
+    #[error("candle's stock model cannot read it: {0}; choose another model")]
+    Stock(String),
+    /// The GPU cannot take it.
+    #[error(
+        "the GPU cannot take it ({0}); set `compute.device` to \"cpu\", or choose a smaller model"
+    )]
+    Device(String),
     /// It needs more than there is.
     #[error(
         "it needs {} of memory ({} of weights, {} for {context} tokens of context and working space), and {} are free; close other programs, set a smaller context, or choose a smaller model",
@@ -148,6 +156,10 @@ impl LoadErrorKind {
 pub const SUPPORTED: &[&str] = &[
     "llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "smollm3",
 ];
+
+/// Architectures that candle's stock models run, slower. A `llama` with experts in the
+/// first layout of such files is run so too.
+pub const STOCK: &[&str] = &["glm4", "lfm2", "phi2"];
 
 /// Why a loaded model could not do its work.
 #[derive(Debug, thiserror::Error)]

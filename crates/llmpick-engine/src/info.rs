@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{LoadError, LoadErrorKind};
 use crate::file::ModelFile;
-use crate::shape::{Shape, text, whole};
+use crate::runner::{Plan, RunBy};
+use crate::shape::{text, whole};
 use crate::tokens::Tokenizer;
 
 /// A model's own description.
@@ -20,6 +21,9 @@ pub struct ModelInfo {
     pub name: String,
     /// `general.architecture`, for example `qwen2`.
     pub architecture: String,
+    /// Whose code runs it.
+    #[serde(default)]
+    pub run_by: RunBy,
     /// The file type and the tensor types that make up its bytes, for example
     /// `Q4_K_M (Q5_0 62 %, Q8_0 35 %)`.
     pub quantisation: String,
@@ -63,8 +67,8 @@ pub fn read_tokenizer(path: &Path) -> Result<Tokenizer, LoadError> {
 pub fn read_info(path: &Path) -> Result<ModelInfo, LoadError> {
     ModelFile::open(path)
         .and_then(|file| {
-            let shape = Shape::from_metadata(file.metadata())?;
-            describe(path, &file, &shape)
+            let plan = Plan::of(&file)?;
+            describe(path, &file, &plan)
         })
         .map_err(|kind| LoadError::new(path, kind))
 }
@@ -72,9 +76,9 @@ pub fn read_info(path: &Path) -> Result<ModelInfo, LoadError> {
 pub(crate) fn describe(
     path: &Path,
     file: &ModelFile,
-    shape: &Shape,
+    plan: &Plan,
 ) -> Result<ModelInfo, LoadErrorKind> {
-    let metadata = file.metadata();
+    let (metadata, facts) = (file.metadata(), plan.facts());
     let string = |key: &str| text(metadata, key).map(str::to_owned);
     let file_name = path.file_stem().unwrap_or_default().to_string_lossy();
     let vocab = file
@@ -86,18 +90,19 @@ pub(crate) fn describe(
     let tensors = file.tensors();
     Ok(ModelInfo {
         name: string("general.name").unwrap_or_else(|| file_name.into_owned()),
-        architecture: shape.architecture.clone(),
+        architecture: facts.architecture.to_owned(),
+        run_by: facts.run_by,
         quantisation: quantisation(file),
         parameters: tensors.map(|(_, view)| view.elements()).sum(),
         file_bytes: file.size_bytes(),
-        context_tokens: shape.context as u32,
+        context_tokens: facts.context as u32,
         vocab: vocab.try_into().unwrap_or(u32::MAX),
-        layers: shape.layers as u32,
-        width: shape.width as u32,
-        heads: shape.heads as u32,
-        kv_heads: shape.kv_heads as u32,
-        head_dim: shape.head_dim as u32,
-        cache_bytes_per_token: shape.cache_bytes(KvType::F32, 1),
+        layers: facts.layers as u32,
+        width: facts.width as u32,
+        heads: facts.heads as u32,
+        kv_heads: facts.kv_heads as u32,
+        head_dim: facts.head_dim as u32,
+        cache_bytes_per_token: plan.cache_bytes(KvType::F32, 1),
         chat_template: metadata.contains_key("tokenizer.chat_template"),
         instruct: is_instruct(metadata),
         license: string("general.license"),

@@ -304,7 +304,7 @@ impl Worker {
         match Model::open(&self.path, &self.options) {
             Ok(model) => {
                 let loaded = (Arc::clone(model.front()), model.load_time());
-                tracing::info!(path = %self.path.display(), seconds = loaded.1.as_secs_f64(), "model loaded");
+                tracing::info!(path = %self.path.display(), run_by = ?model.info().run_by, device = model.device(), seconds = loaded.1.as_secs_f64(), "model loaded");
                 self.model = Some(model);
                 *self.shared.failure.lock() = None;
                 *self.shared.front.lock() = Some(Arc::clone(&loaded.0));

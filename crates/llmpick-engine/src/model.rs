@@ -16,17 +16,18 @@ use llmpick_core::{
 use llmpick_kernels::KvType;
 use serde::{Deserialize, Serialize};
 
-use crate::decoder::{CHUNK, Decoder, DecoderOptions};
+use crate::decoder::DecoderOptions;
 use crate::device::Device;
 use crate::error::{EngineError, LoadError, LoadErrorKind};
 use crate::file::ModelFile;
 use crate::gguf;
+use crate::gpu::{DeviceChoice, Place};
 use crate::info::{ModelInfo, describe};
 use crate::likelihood::log_likelihoods;
 use crate::memory;
 use crate::output::Output;
+use crate::runner::{Plan, Runner};
 use crate::sample::Sampler;
-use crate::shape::Shape;
 use crate::template::{ChatTemplate, TemplateError};
 use crate::tokens::{Encode, Tokenizer};
 
@@ -41,13 +42,16 @@ pub struct EngineOptions {
     pub memory_limit: Option<u64>,
     /// How keys and values are kept.
     pub kv_type: KvType,
+    /// Where it runs.
+    pub device: DeviceChoice,
 }
 
 /// A loaded model.
 pub struct Model {
     front: Arc<Front>,
-    decoder: Decoder,
+    runner: Runner,
     device: Arc<Device>,
+    place: Place,
     /// The tokens whose keys and values the cache holds.
     sequence: Vec<u32>,
     load: Duration,
@@ -87,14 +91,33 @@ impl Model {
 
     fn load(path: &Path, options: &EngineOptions) -> Result<Model, LoadErrorKind> {
         let started = Instant::now();
-        Self::from_file(&ModelFile::open(path)?, path, options, started)
+        let file = ModelFile::open(path)?;
+        let place = Place::of(options.device);
+        let found = Self::from_file(&file, path, options, place.clone(), started);
+        match found {
+            Err(LoadErrorKind::Device(why)) if options.device == DeviceChoice::Auto => {
+                tracing::warn!(path = %path.display(), %why, "the GPU cannot take the model; it runs on the CPU");
+                Self::from_file(&file, path, options, Place::Cpu, started)
+            }
+            found => found,
+        }
+    }
+
+    /// Reads a file to run it as on a GPU, with candle's tensors, and on the processor: so
+    /// that what a GPU computes can be tested where there is none.
+    #[doc(hidden)]
+    pub fn open_as_on_gpu(path: &Path, options: &EngineOptions) -> Result<Model, LoadError> {
+        let place = Place::Candle(candle_core::Device::Cpu);
+        ModelFile::open(path)
+            .and_then(|file| Self::from_file(&file, path, options, place, Instant::now()))
+            .map_err(|kind| LoadError::new(path, kind))
     }
 
     /// Reads a file that is in memory, as it would from a disk.
     pub(crate) fn from_bytes(bytes: Vec<u8>, options: &EngineOptions) -> Result<Model, LoadError> {
         let path = Path::new("memory.gguf");
         gguf::from_bytes(bytes)
-            .and_then(|file| Self::from_file(&file, path, options, Instant::now()))
+            .and_then(|file| Self::from_file(&file, path, options, Place::Cpu, Instant::now()))
             .map_err(|kind| LoadError::new(path, kind))
     }
 
@@ -102,15 +125,18 @@ impl Model {
         file: &ModelFile,
         path: &Path,
         options: &EngineOptions,
+        place: Place,
         started: Instant,
     ) -> Result<Model, LoadErrorKind> {
-        let shape = Shape::from_metadata(file.metadata())?;
-        let info = describe(path, file, &shape)?;
+        let plan = Plan::of(file)?;
+        let info = describe(path, file, &plan)?;
         let context = options
             .max_context
             .map_or(info.context_tokens, |most| most.min(info.context_tokens))
             .max(1);
-        check_memory(file, &shape, context, options)?;
+        if !place.is_elsewhere() {
+            check_memory(file, &plan, context, options)?;
+        }
         let tokenizer = Tokenizer::from_gguf(file.metadata()).map_err(LoadErrorKind::Tokenizer)?;
         if tokenizer.vocab_size() > info.vocab as usize {
             return Err(LoadErrorKind::Malformed(format!(
@@ -133,7 +159,7 @@ impl Model {
             kv_type: options.kv_type,
             memory_limit: options.memory_limit,
         };
-        let decoder = Decoder::load(file, shape, Arc::clone(&device), &options)?;
+        let runner = plan.load(file, &device, &options, &place)?;
         Ok(Model {
             front: Arc::new(Front {
                 info,
@@ -141,8 +167,9 @@ impl Model {
                 template,
                 context,
             }),
-            decoder,
+            runner,
             device,
+            place,
             sequence: Vec::new(),
             load: started.elapsed(),
         })
@@ -165,7 +192,12 @@ impl Model {
 
     /// Threads that compute.
     pub fn threads(&self) -> usize {
-        self.device.pool().threads()
+        self.runner.threads(&self.device)
+    }
+
+    /// Where it runs, as the setting has it: `cpu` or `cuda:N`.
+    pub fn device(&self) -> String {
+        self.place.name()
     }
 
     /// How long [`open`](Self::open) took.
@@ -175,13 +207,13 @@ impl Model {
 
     /// Bytes of weights and of the cache as it is now.
     pub fn resident_bytes(&self) -> u64 {
-        self.decoder.weight_bytes() + self.decoder.cache_bytes()
+        self.runner.weight_bytes() + self.runner.cache_bytes()
     }
 
     /// Forgets the cached sequence and gives its memory back.
     pub fn clear_cache(&mut self) {
         self.sequence.clear();
-        self.decoder.clear();
+        self.runner.clear();
     }
 
     /// The tokens of a prompt, chat template and BOS applied.
@@ -357,7 +389,7 @@ impl Model {
         cancelled: &dyn Fn() -> bool,
         clock: &mut Clock,
     ) -> Result<Vec<f64>, EngineError> {
-        let vocab = self.decoder.vocab();
+        let vocab = self.runner.vocab();
         let device = Arc::clone(&self.device);
         let mut all = Vec::with_capacity(tokens.len() - first);
         // The logits of the last token answer no question here.
@@ -404,12 +436,12 @@ impl Model {
         // Where layers with a window have dropped what is seen from there, everything is
         // computed again: the same numbers, later.
         let cached = match common.min(wanted) {
-            at if self.decoder.resumes_at(at) => at,
+            at if self.runner.resumes_at(at) => at,
             _ => 0,
         };
-        if cached == 0 && self.decoder.positions() > 4 * tokens.len() + 1024 {
+        if cached == 0 && self.runner.positions() > 4 * tokens.len() + 1024 {
             // A short sequence does not hold what a long one before it needed.
-            self.decoder.clear();
+            self.runner.clear();
         }
         self.sequence.truncate(cached);
         let mut start = cached;
@@ -417,18 +449,16 @@ impl Model {
             if cancelled() {
                 return Err(EngineError::Cancelled);
             }
-            // Even pieces: a short one at the end would unpack the weights for few rows.
-            let left = tokens.len() - start;
-            let chunk = &tokens[start..start + left.div_ceil(left.div_ceil(CHUNK))];
+            let chunk = &tokens[start..self.runner.piece(start, wanted, tokens.len())];
             let turn = self.device.turn();
             let began = Instant::now();
             let end = start + chunk.len();
             let mut row = wanted.clamp(start, end);
-            self.decoder.forward(chunk, start, row - start)?;
+            self.runner.forward(chunk, start, row - start)?;
             self.sequence.extend_from_slice(chunk);
             while row < end {
                 let rows = row - start..(row + ROWS).min(end) - start;
-                visit(row, self.decoder.logits(rows));
+                visit(row, self.runner.logits(rows)?);
                 row += ROWS;
             }
             clock.busy += began.elapsed();
@@ -544,16 +574,16 @@ fn refused(error: TemplateError) -> EngineError {
 /// Refuses a model that would not fit, with the figures.
 fn check_memory(
     file: &ModelFile,
-    shape: &Shape,
+    plan: &Plan,
     context: u32,
     options: &EngineOptions,
 ) -> Result<(), LoadErrorKind> {
-    // Repacked weights are as large as the file's. The cache grows as it is used, so only
-    // what an ordinary conversation takes is asked for here.
-    let weights = file.size_bytes();
+    // The cache grows as it is used, so only what an ordinary conversation takes is asked
+    // for here.
+    let weights = plan.weight_bytes(file);
     let counted = context.min(2048);
     let working = 64 << 20;
-    let cache = shape.cache_bytes(options.kv_type, counted as usize);
+    let cache = plan.cache_bytes(options.kv_type, counted as usize);
     let needed = cache.saturating_add(weights + working);
     let free = [memory::available(), options.memory_limit]
         .into_iter()

@@ -499,24 +499,26 @@ pub(crate) fn whole(value: &Value) -> Option<u64> {
 }
 
 /// The keys of one architecture.
-struct Keys<'a> {
-    metadata: &'a HashMap<String, Value>,
-    architecture: &'a str,
+pub(crate) struct Keys<'a> {
+    pub metadata: &'a HashMap<String, Value>,
+    pub architecture: &'a str,
 }
 
 impl Keys<'_> {
-    fn name(&self, key: &str) -> String {
+    /// A key's full name.
+    pub fn name(&self, key: &str) -> String {
         format!("{}.{key}", self.architecture)
     }
 
     /// A number that must be there, 1 to 2²⁴.
-    fn count(&self, key: &str) -> Result<usize, LoadErrorKind> {
+    pub fn count(&self, key: &str) -> Result<usize, LoadErrorKind> {
         self.optional_count(key)?.ok_or_else(|| {
             LoadErrorKind::Malformed(format!("the setting `{}` is missing", self.name(key)))
         })
     }
 
-    fn optional_count(&self, key: &str) -> Result<Option<usize>, LoadErrorKind> {
+    /// As [`count`](Self::count), where it may be missing.
+    pub fn optional_count(&self, key: &str) -> Result<Option<usize>, LoadErrorKind> {
         let name = self.name(key);
         let Some(value) = self.metadata.get(&name) else {
             return Ok(None);
@@ -539,13 +541,15 @@ impl Keys<'_> {
         }
     }
 
-    fn required_float(&self, key: &str) -> Result<f64, LoadErrorKind> {
+    /// A fraction that must be there.
+    pub fn required_float(&self, key: &str) -> Result<f64, LoadErrorKind> {
         self.float(key)?.ok_or_else(|| {
             LoadErrorKind::Malformed(format!("the setting `{}` is missing", self.name(key)))
         })
     }
 
-    fn float(&self, key: &str) -> Result<Option<f64>, LoadErrorKind> {
+    /// A fraction that may be missing.
+    pub fn float(&self, key: &str) -> Result<Option<f64>, LoadErrorKind> {
         let name = self.name(key);
         match self.metadata.get(&name) {
             None => Ok(None),

@@ -28,6 +28,8 @@ pub use rows::{RowWork, by_rows};
 mod activations;
 mod attention;
 mod cache;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod embedding;
 mod error;
 mod format;

@@ -70,6 +70,18 @@ impl RopeTable {
         }
     }
 
+    /// Cosines and sines at some positions, one row of pairs for each.
+    pub fn cos_sin(&self, positions: std::ops::Range<usize>) -> (Vec<f32>, Vec<f32>) {
+        let pairs = self.frequencies.len();
+        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        for position in positions {
+            let turns = self.turns_at(position);
+            cos.extend_from_slice(&turns[..pairs]);
+            sin.extend_from_slice(&turns[pairs..]);
+        }
+        (cos, sin)
+    }
+
     /// Cosines and sines at `position`, computed.
     fn turns_at(&self, position: usize) -> Vec<f32> {
         let angles = self

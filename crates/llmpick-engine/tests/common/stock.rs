@@ -6,10 +6,11 @@ use std::path::Path;
 
 use super::full;
 use candle_core::quantized::gguf_file::Content;
-use candle_core::{Device, IndexOp, Tensor};
+use candle_core::{DType, Device, IndexOp, Tensor};
 use candle_transformers::models::smol::smollm3;
 use candle_transformers::models::{
-    gemma2, gemma3, mistral, phi3, quantized_llama, quantized_qwen2, quantized_qwen3,
+    gemma2, gemma3, mistral, phi3, quantized_glm4, quantized_lfm2, quantized_llama, quantized_phi,
+    quantized_qwen2, quantized_qwen3,
 };
 
 pub enum Stock {
@@ -21,6 +22,9 @@ pub enum Stock {
     Phi3(phi3::Model),
     SmolLm3(smollm3::ModelForCausalLM),
     Mistral(mistral::Model),
+    Glm4(quantized_glm4::ModelWeights),
+    Lfm2(quantized_lfm2::ModelWeights),
+    Phi2(quantized_phi::ModelWeights),
 }
 
 impl Stock {
@@ -59,6 +63,16 @@ impl Stock {
             "llama" => Stock::Llama(
                 quantized_llama::ModelWeights::from_gguf(content, &mut file, &device).unwrap(),
             ),
+            "glm4" => Stock::Glm4(
+                quantized_glm4::ModelWeights::from_gguf(content, &mut file, &device, DType::F32)
+                    .unwrap(),
+            ),
+            "lfm2" => Stock::Lfm2(
+                quantized_lfm2::ModelWeights::from_gguf(content, &mut file, &device).unwrap(),
+            ),
+            "phi2" => Stock::Phi2(
+                quantized_phi::ModelWeights::from_gguf(content, &mut file, &device).unwrap(),
+            ),
             other => panic!("no stock model for {other}"),
         }
     }
@@ -74,6 +88,9 @@ impl Stock {
             Stock::Llama(model) => model.forward(&input, start),
             Stock::Qwen2(model) => model.forward(&input, start),
             Stock::Qwen3(model) => model.forward(&input, start),
+            Stock::Glm4(model) => model.forward(&input, start),
+            Stock::Lfm2(model) => model.forward(&input, start),
+            Stock::Phi2(model) => model.forward(&input, start),
             Stock::Gemma(model) => model.forward(&input, start).and_then(|l| l.i((.., 0))),
             Stock::Gemma2(model) => model.forward(&input, start).and_then(|l| l.i((.., 0))),
             Stock::Phi3(model) => model.forward(&input, start).and_then(|l| l.i((.., 0))),

@@ -30,6 +30,8 @@ pub const WIDTH: usize = 64;
 const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
 const WIDE: usize = 96;
+const CONVOLVED: usize = 3;
+const EXPERTS: usize = 4;
 /// 256 bytes and three control tokens.
 pub const VOCAB: usize = 259;
 
@@ -50,6 +52,37 @@ impl Tiny {
             template: None,
             tied: false,
             seed: 7,
+        }
+    }
+
+    /// A model that our decoder leaves to candle's stock models: `glm4`, `lfm2`, `phi2`, or
+    /// a `llama` with four experts.
+    pub fn stock(architecture: &'static str) -> Tiny {
+        let count = |n: usize| Value::U32(n as u32);
+        let more = match architecture {
+            "glm4" => vec![("rope.dimension_count", count(WIDTH / HEADS / 2))],
+            "lfm2" => {
+                // The first and the last layer attend, the one between convolves.
+                let kv_heads = [KV_HEADS, 0, KV_HEADS].map(count);
+                vec![
+                    ("attention.head_count_kv", Value::Array(kv_heads.into())),
+                    ("shortconv.l_cache", count(CONVOLVED)),
+                ]
+            }
+            "phi2" => vec![
+                ("attention.head_count_kv", count(HEADS)),
+                ("attention.layer_norm_epsilon", Value::F32(1e-5)),
+                ("rope.freq_base", Value::F32(10_000.0)),
+                ("rope.dimension_count", count(WIDTH / HEADS / 2)),
+            ],
+            _ => vec![
+                ("expert_count", count(EXPERTS)),
+                ("expert_used_count", Value::U32(2)),
+            ],
+        };
+        Tiny {
+            more,
+            ..Tiny::new(architecture)
         }
     }
 
@@ -123,8 +156,105 @@ impl Tiny {
         all
     }
 
+    /// The tensors of a [`stock`](Self::stock) model, none for another.
+    fn stock_tensors(&self) -> Option<Vec<(String, Vec<usize>)>> {
+        let (q, kv) = (HEADS * self.head_dim(), KV_HEADS * self.head_dim());
+        let experts = self.more.iter().any(|(key, _)| *key == "expert_count");
+        let mut all = vec![("token_embd.weight".to_owned(), vec![VOCAB, WIDTH])];
+        let mut add = |name: String, dims: &[usize]| all.push((name, dims.to_vec()));
+        match self.architecture {
+            "phi2" => {
+                add("output.weight".to_owned(), &[VOCAB, WIDTH]);
+                add("output.bias".to_owned(), &[VOCAB]);
+                add("output_norm.weight".to_owned(), &[WIDTH]);
+                add("output_norm.bias".to_owned(), &[WIDTH]);
+            }
+            "lfm2" => add("token_embd_norm.weight".to_owned(), &[WIDTH]),
+            "glm4" | "llama" => add("output_norm.weight".to_owned(), &[WIDTH]),
+            _ => return None,
+        }
+        if self.architecture == "llama" && !experts {
+            return None;
+        }
+        for layer in 0..self.layers {
+            let mut part = |part: &str, dims: &[usize]| add(format!("blk.{layer}.{part}"), dims);
+            part("attn_norm.weight", &[WIDTH]);
+            if self.architecture == "phi2" {
+                part("attn_norm.bias", &[WIDTH]);
+                for (name, rows, cols) in [
+                    ("attn_qkv", 3 * WIDTH, WIDTH),
+                    ("attn_output", WIDTH, WIDTH),
+                    ("ffn_up", WIDE, WIDTH),
+                    ("ffn_down", WIDTH, WIDE),
+                ] {
+                    part(&format!("{name}.weight"), &[rows, cols]);
+                    part(&format!("{name}.bias"), &[rows]);
+                }
+                continue;
+            }
+            part("ffn_norm.weight", &[WIDTH]);
+            if self.architecture == "lfm2" && layer == 1 {
+                part("shortconv.in_proj.weight", &[3 * WIDTH, WIDTH]);
+                part("shortconv.out_proj.weight", &[WIDTH, WIDTH]);
+                part("shortconv.conv.weight", &[WIDTH, CONVOLVED]);
+            } else {
+                part("attn_q.weight", &[q, WIDTH]);
+                part("attn_k.weight", &[kv, WIDTH]);
+                part("attn_v.weight", &[kv, WIDTH]);
+                part("attn_output.weight", &[WIDTH, q]);
+            }
+            match self.architecture {
+                "glm4" => {
+                    part("attn_q.bias", &[q]);
+                    part("attn_k.bias", &[kv]);
+                    part("attn_v.bias", &[kv]);
+                    part("post_attention_norm.weight", &[WIDTH]);
+                    part("post_ffw_norm.weight", &[WIDTH]);
+                    part("ffn_up.weight", &[2 * WIDE, WIDTH]);
+                    part("ffn_down.weight", &[WIDTH, WIDE]);
+                }
+                "llama" => {
+                    part("ffn_gate_inp.weight", &[EXPERTS, WIDTH]);
+                    for expert in 0..EXPERTS {
+                        part(&format!("ffn_gate.{expert}.weight"), &[WIDE, WIDTH]);
+                        part(&format!("ffn_up.{expert}.weight"), &[WIDE, WIDTH]);
+                        part(&format!("ffn_down.{expert}.weight"), &[WIDTH, WIDE]);
+                    }
+                }
+                _ => {
+                    if layer != 1 {
+                        part("attn_q_norm.weight", &[self.head_dim()]);
+                        part("attn_k_norm.weight", &[self.head_dim()]);
+                    }
+                    part("ffn_gate.weight", &[WIDE, WIDTH]);
+                    part("ffn_up.weight", &[WIDE, WIDTH]);
+                    part("ffn_down.weight", &[WIDTH, WIDE]);
+                }
+            }
+        }
+        Some(all)
+    }
+
     fn tensors(&self) -> Vec<(String, QTensor)> {
         let mut random = Pcg64::seed_from_u64(self.seed);
+        if let Some(all) = self.stock_tensors() {
+            let all = all.into_iter().map(|(name, dims)| {
+                let tensor = match *dims.as_slice() {
+                    [_, cols] if name.ends_with("conv.weight") => {
+                        let values = vector(&mut random, &dims, 0.0, 1.0 / cols as f32);
+                        QTensor::quantize(&values, GgmlDType::F32).unwrap()
+                    }
+                    [_, cols] => self.tensor(&mut random, &dims, 0.0, 2.0 / (cols as f32).sqrt()),
+                    _ => {
+                        let middle = if name.ends_with("bias") { 0.0 } else { 1.0 };
+                        let values = vector(&mut random, &dims, middle, 0.2);
+                        QTensor::quantize(&values, GgmlDType::F32).unwrap()
+                    }
+                };
+                (name, tensor)
+            });
+            return all.chain(self.more_vectors()).collect();
+        }
         let (q, kv) = (HEADS * self.head_dim(), KV_HEADS * self.head_dim());
         let mut all = Vec::new();
         let mut matrix = |name: String, rows: usize, cols: usize| {
@@ -174,12 +304,16 @@ impl Tiny {
                 vector(name("attn_v.bias"), kv, 0.0);
             }
         }
-        for (name, values) in &self.vectors {
+        all.extend(self.more_vectors());
+        all
+    }
+
+    fn more_vectors(&self) -> impl Iterator<Item = (String, QTensor)> {
+        self.vectors.iter().map(|(name, values)| {
             let values = Tensor::from_slice(values, values.len(), &Device::Cpu).unwrap();
             let tensor = QTensor::quantize(&values, GgmlDType::F32).unwrap();
-            all.push(((*name).to_owned(), tensor));
-        }
-        all
+            ((*name).to_owned(), tensor)
+        })
     }
 
     fn tensor(&self, random: &mut Pcg64, shape: &[usize], middle: f32, spread: f32) -> QTensor {
