@@ -195,6 +195,10 @@ fn mistakes_are_told_with_their_place_and_a_guess() {
             "home/config/llmpick.toml, line 2: `compute.kv_cache` is `q4`, and has to be f32, f16 or int8",
         ),
         (
+            user("[compute]\ndevice = \"gpu\"\n"),
+            "home/config/llmpick.toml, line 2: `compute.device` is `gpu`, and has to be auto, cpu or cuda:N",
+        ),
+        (
             user("[router]\naccept_threshold = 1.5\n"),
             "home/config/llmpick.toml, line 2: `router.accept_threshold` is 1.5, and has to be from 0 to 1",
         ),

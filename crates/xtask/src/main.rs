@@ -5,6 +5,7 @@
 
 mod cargo;
 mod check;
+mod cuda;
 mod plugins;
 mod test;
 mod tidy;
@@ -19,6 +20,7 @@ cargo xtask COMMAND
                         pull the default pool once, then run every test
   check                 formatting, lints, layout: cheapest first
   plugins               build the plugins and stage them beside the binary
+  cuda                  build the command with GPU support, and try it
   tidy                  hold the crates' dependencies against the plan
 ";
 
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
             }
             0
         }),
+        "cuda" => cuda::cuda(&rest),
         "tidy" => tidy::tidy(),
         "" | "help" | "--help" | "-h" => {
             print!("{HELP}");

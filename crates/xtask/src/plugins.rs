@@ -25,17 +25,22 @@ pub fn stage() -> Result<Vec<PathBuf>, String> {
         build.extend(["--package", name.as_str()]);
     }
     must(cargo(build))?;
-    let release = release_dir()?;
+    stage_into(&release_dir()?)
+}
+
+/// Stages what was built in `release`, in `plugins/` beside the command there.
+pub fn stage_into(release: &Path) -> Result<Vec<PathBuf>, String> {
+    let names = plugin_packages()?;
     let staged = release.join("plugins");
     fs::create_dir_all(&staged).map_err(|error| format!("create {}: {error}", staged.display()))?;
     names
         .iter()
-        .map(|name| stage_one(&release, &staged, name))
+        .map(|name| stage_one(release, &staged, name))
         .collect()
 }
 
 /// Every package under `plugins/`.
-fn plugin_packages() -> Result<Vec<String>, String> {
+pub fn plugin_packages() -> Result<Vec<String>, String> {
     let in_plugins = |package: &serde_json::Value| {
         let manifest = Path::new(package["manifest_path"].as_str()?);
         let folder = manifest.parent()?.parent()?;

@@ -73,9 +73,7 @@ fn has_nextest() -> bool {
 /// A Python with the real API clients of `tests/clients/requirements.txt`, kept in the user's
 /// cache. Without venv or index the tests that need it skip with a line.
 fn client_python() -> Option<PathBuf> {
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    let venv = cache.or_else(home)?.join("llmpick/test-clients");
+    let venv = cache_folder()?.join("test-clients");
     let python = venv.join("bin/python");
     let requirements = root().join("tests/clients/requirements.txt");
     let run = |command: &mut Command| {
@@ -101,4 +99,11 @@ fn client_python() -> Option<PathBuf> {
         return None;
     }
     Some(python)
+}
+
+/// Our folder in the user's cache.
+pub fn cache_folder() -> Option<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    Some(cache.or_else(home)?.join("llmpick"))
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use camino::{Utf8Path, Utf8PathBuf};
 use llmpick_core::{ArmId, Mode, NanoDollars, Sampling, Score};
 use llmpick_dispatch::ContextFrom;
-use llmpick_engine::KvType;
+use llmpick_engine::{DeviceChoice, KvType};
 use llmpick_plugin_host::Isolation;
 use llmpick_remote::{RemoteSchedulerOptions, Secret};
 use llmpick_store::names_weights;
@@ -365,6 +365,7 @@ impl Reader<'_> {
             max_context: self.optional_positive("compute.max_context")?,
             memory_limit: self.bytes("compute.memory_limit")?,
             kv_cache: self.kv_cache()?,
+            device: self.device()?,
         })
     }
 
@@ -378,6 +379,17 @@ impl Reader<'_> {
                 Err(self.wrong(key, format!("is `{other}`, and has to be f32, f16 or int8")))
             }
         }
+    }
+
+    fn device(&self) -> Result<DeviceChoice, SettingsError> {
+        let key = "compute.device";
+        let text = self.text(key).unwrap_or("auto");
+        text.parse().map_err(|_| {
+            self.wrong(
+                key,
+                format!("is `{text}`, and has to be auto, cpu or cuda:N"),
+            )
+        })
     }
 
     fn bytes(&self, key: &str) -> Result<Option<u64>, SettingsError> {
