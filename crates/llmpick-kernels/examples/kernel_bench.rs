@@ -1,7 +1,10 @@
 //! Measures the kernels. Products: GB/s of weights read with one row, and GOP/s (two
 //! operations a weight) with more. Attention: microseconds a call.
 //!
-//! `cargo run --release -p llmpick-kernels --example kernel_bench [THREADS] [ROWS…]`
+//! `cargo run --release -p llmpick-kernels --example kernel_bench [LEVEL] [FORMAT…] [THREADS] [ROWS…]`
+//!
+//! A level (`Avx2`) is the form to run in instead of the best; formats (`Q4_K`) are the
+//! only ones to measure, and attention is then left out.
 //!
 //! The weights are those of a layer of a 0.5B model, repeated until they fill 256 MB,
 //! so that one row reads memory and not the cache.
@@ -17,6 +20,16 @@ fn main() {
         .skip(1)
         .filter_map(|a| a.parse().ok())
         .collect();
+    let named = |name: String| std::env::args().any(|a| a.eq_ignore_ascii_case(&name));
+    if let Some(level) = Level::all_here().find(|level| named(format!("{level:?}"))) {
+        testing::use_level(level);
+    }
+    let mut formats = Format::ALL.to_vec();
+    formats.retain(|format| named(format!("{format:?}")));
+    let everything = formats.is_empty();
+    if everything {
+        formats = Format::ALL.to_vec();
+    }
     let pool = Pool::new(arguments.first().copied().unwrap_or(0));
     let rows = match arguments.get(1..) {
         Some(rows) if !rows.is_empty() => rows.to_vec(),
@@ -27,7 +40,7 @@ fn main() {
         pool.threads(),
         Level::best()
     );
-    for format in Format::ALL {
+    for format in formats {
         let matrices = layer(&pool, format);
         let bytes: usize = matrices.iter().map(Matrix::size_bytes).sum();
         let copies = (256_000_000 / bytes).max(1);
@@ -57,7 +70,10 @@ fn main() {
         }
         println!();
     }
-    for kind in [KvType::F32, KvType::F16] {
+    for kind in [KvType::F32, KvType::F16]
+        .into_iter()
+        .filter(|_| everything)
+    {
         measure_attention(&pool, kind);
     }
 }

@@ -214,7 +214,7 @@ mod tests {
         x[5 * cols] = f32::MAX;
         let plain = rows(Level::Plain, &x, cols, 1);
         assert_eq!(plain.len(), 29);
-        for level in [Level::Plain, Level::Avx2, Level::Avx512] {
+        for level in Level::all_here() {
             for most in [1, 2, 4, 12] {
                 assert_eq!(rows(level, &x, cols, most), plain, "{level:?} {most}");
             }

@@ -500,7 +500,7 @@ mod tests {
                     attention_at(level, &pool, &spec, &q, 0, &cache, &mut out);
                     out
                 };
-                for level in [Level::Avx2, Level::Avx512] {
+                for level in Level::all_here() {
                     assert_eq!(at(level), at(Level::Plain), "{level:?} {head_dim} {kind:?}");
                 }
             }

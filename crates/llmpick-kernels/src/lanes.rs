@@ -1,10 +1,9 @@
 //! Sixteen lanes of arithmetic, in the widest form the processor has.
 //!
-//! The kernels are written once over [`Lanes`] and compiled for AVX-512 VNNI, for
-//! AVX2 and for plain Rust; [`run`] picks one when the program runs, so that one
-//! binary serves every machine. All three do the same operations with the same
-//! rounding (integer sums are exact, products are fused everywhere), which makes
-//! their results equal bit for bit.
+//! The kernels are written once over [`Lanes`] and compiled for every [`Level`];
+//! [`run`] picks one when the program runs, so that one binary serves every machine.
+//! All forms do the same operations with the same rounding (integer sums are exact,
+//! products are fused everywhere), which makes their results equal bit for bit.
 //!
 //! `unsafe` here means one thing unless a method says more: the processor must
 //! have the features of the form that is called. [`run`] looks, and nothing else
@@ -17,59 +16,118 @@
 
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
-/// A form of the arithmetic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// A form of the arithmetic. Every processor has some of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Level {
     /// Plain Rust, for any processor. Slow on x86-64 without fused multiply-add.
     Plain,
     /// AVX2 with fused multiply-add and half-precision loads.
     Avx2,
+    /// AVX2 with the sums of four products that VNNI has, in 256 bits.
+    AvxVnni,
     /// AVX-512 with VNNI.
     Avx512,
+    /// NEON, which every 64-bit ARM processor has.
+    Neon,
+    /// NEON with sums of four products.
+    NeonDot,
 }
 
 impl Level {
+    /// Every form, on one kind of processor the better ones later.
+    const ALL: [Level; 6] = [
+        Level::Plain,
+        Level::Avx2,
+        Level::AvxVnni,
+        Level::Avx512,
+        Level::Neon,
+        Level::NeonDot,
+    ];
+
     /// The best form this processor has.
     pub fn best() -> Level {
-        const UNKNOWN: u8 = u8::MAX;
-        static FOUND: AtomicU8 = AtomicU8::new(UNKNOWN);
-        match FOUND.load(Relaxed) {
-            0 => Level::Plain,
-            1 => Level::Avx2,
-            2 => Level::Avx512,
-            _ => {
-                let found = Level::detect();
-                FOUND.store(found as u8, Relaxed);
-                found
-            }
-        }
+        Level::ALL[7 - found().leading_zeros() as usize]
     }
 
     /// Whether this processor can run this form.
     pub fn is_here(self) -> bool {
-        self <= Level::best()
+        found() & self.bit() != 0
     }
 
-    fn detect() -> Level {
-        #[cfg(target_arch = "x86_64")]
-        {
-            let avx2 = is_x86_feature_detected!("avx2")
-                && is_x86_feature_detected!("fma")
-                && is_x86_feature_detected!("f16c");
-            let avx512 = avx2
-                && is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512vl")
-                && is_x86_feature_detected!("avx512dq")
-                && is_x86_feature_detected!("avx512vnni");
-            if avx512 {
-                return Level::Avx512;
-            }
-            if avx2 {
-                return Level::Avx2;
+    /// The forms this processor can run: the plain one first, the best one last.
+    pub fn all_here() -> impl Iterator<Item = Level> {
+        Level::ALL.into_iter().filter(|level| level.is_here())
+    }
+
+    /// Makes `self` the best form there is, if it is here at all; to measure it.
+    pub(crate) fn make_best(self) {
+        if self.is_here() {
+            FOUND.store(Level::Plain.bit() | self.bit(), Relaxed);
+        }
+    }
+
+    fn bit(self) -> u8 {
+        1 << self as u8
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn detect() -> u8 {
+        let mut found = Level::Plain.bit();
+        let avx2 = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        if avx2 {
+            found |= Level::Avx2.bit();
+        }
+        if avx2 && is_x86_feature_detected!("avxvnni") {
+            found |= Level::AvxVnni.bit();
+        }
+        let avx512 = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vnni");
+        if avx2 && avx512 {
+            found |= Level::Avx512.bit();
+        }
+        found
+    }
+
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    fn detect() -> u8 {
+        use std::arch::is_aarch64_feature_detected;
+        let mut found = Level::Plain.bit();
+        if is_aarch64_feature_detected!("neon") {
+            found |= Level::Neon.bit();
+            if is_aarch64_feature_detected!("dotprod") {
+                found |= Level::NeonDot.bit();
             }
         }
-        Level::Plain
+        found
+    }
+
+    #[cfg(not(any(
+        target_arch = "x86_64",
+        all(target_arch = "aarch64", target_endian = "little")
+    )))]
+    fn detect() -> u8 {
+        Level::Plain.bit()
+    }
+}
+
+/// The bits of the forms that are here; zero until somebody looks.
+static FOUND: AtomicU8 = AtomicU8::new(0);
+
+#[inline]
+fn found() -> u8 {
+    match FOUND.load(Relaxed) {
+        0 => {
+            let found = Level::detect();
+            FOUND.store(found, Relaxed);
+            found
+        }
+        found => found,
     }
 }
 
@@ -81,16 +139,23 @@ pub trait Kernel {
     unsafe fn call<L: Lanes>(self) -> Self::Output;
 }
 
-/// Runs `kernel` in the form `level`, or in the best there is below it.
+/// Runs `kernel` in the form `level`, or in the plain one where that is not here.
 #[inline]
 pub fn run<K: Kernel>(level: Level, kernel: K) -> K::Output {
-    // SAFETY: `best` has found the features of every form up to the one it returns.
+    let level = if level.is_here() { level } else { Level::Plain };
+    // SAFETY: the features of a form that is here have been found.
     unsafe {
-        match level.min(Level::best()) {
+        match level {
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => in_avx512(kernel),
             #[cfg(target_arch = "x86_64")]
+            Level::AvxVnni => in_avx_vnni(kernel),
+            #[cfg(target_arch = "x86_64")]
             Level::Avx2 => in_avx2(kernel),
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Level::NeonDot => in_neon_dot(kernel),
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Level::Neon => in_neon(kernel),
             _ => kernel.call::<Plain>(),
         }
     }
@@ -104,10 +169,44 @@ unsafe fn in_avx512<K: Kernel>(kernel: K) -> K::Output {
 }
 
 #[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+unsafe fn in_avx_vnni<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the caller has checked for the features, and this function has them.
+    unsafe { kernel.call::<x86::Avx2<true>>() }
+}
+
+#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn in_avx2<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the caller has checked for the features, and this function has them.
-    unsafe { kernel.call::<x86::Avx2>() }
+    unsafe { kernel.call::<x86::Avx2<false>>() }
+}
+
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+#[target_feature(enable = "neon,dotprod")]
+unsafe fn in_neon_dot<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the caller has checked for the features, and this function has them.
+    unsafe { kernel.call::<neon::Neon<true>>() }
+}
+
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+#[target_feature(enable = "neon")]
+unsafe fn in_neon<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the caller has checked for the features, and this function has them.
+    unsafe { kernel.call::<neon::Neon<false>>() }
+}
+
+/// Most activation rows that share one pass over the weights in the form `level`.
+pub fn most_rows(level: Level) -> usize {
+    struct Rows;
+    impl Kernel for Rows {
+        type Output = usize;
+        #[inline(always)]
+        unsafe fn call<L: Lanes>(self) -> usize {
+            L::ROWS
+        }
+    }
+    run(level, Rows)
 }
 
 /// Sixteen `f32`, sixteen `i32` and sixty-four bytes at a time.
@@ -122,6 +221,12 @@ pub trait Lanes: Copy {
     type B: Copy;
     /// Most activation rows that share one pass over the weights.
     const ROWS: usize;
+    /// Whether the registers hold a block of weights beside the sums. Where they do
+    /// not, each register of weights meets all rows before the next is needed.
+    const HOLDS_BLOCK: bool;
+    /// What [`wide`](Lanes::wide) has taken off: 128 where eight-bit weights must be
+    /// signed to be multiplied, else 0.
+    const TAKEN_OFF: i32;
 
     unsafe fn splat(x: f32) -> Self::F;
     unsafe fn load(p: *const f32) -> Self::F;
@@ -165,10 +270,35 @@ pub trait Lanes: Copy {
     unsafe fn with_fifth(x: Self::B, bits: *const u8) -> Self::B;
     /// `x` with bits 4–5 taken from bits 4–5, 6–7, 2–3 or 0–1 of `h` (`PART` 0–3).
     unsafe fn with_sixth<const PART: u8>(x: Self::B, h: Self::B) -> Self::B;
+    /// Weights of eight bits as `dot` wants them; others need nothing.
+    unsafe fn wide(x: Self::B) -> Self::B;
     /// `acc` plus, in each lane, the products of its four bytes with the four signed
-    /// bytes at `a`. The unsigned bytes are below 128 unless `WIDE`, the signed ones
-    /// above −128.
-    unsafe fn dot<const WIDE: bool>(acc: Self::I, x: Self::B, a: *const i8) -> Self::I;
+    /// bytes at `a`, which are above −128. The weights are below 2^`BITS`, `BITS` being
+    /// at most 6, or they come from [`wide`](Lanes::wide) and `BITS` is 8.
+    unsafe fn dot<const BITS: u32>(acc: Self::I, x: Self::B, a: *const i8) -> Self::I;
+    /// [`dot`](Lanes::dot) of four registers with `R` rows, added to a sum for each
+    /// row. Register i meets the bytes of row r at `a` + 4 (i `R` + r).
+    #[inline(always)]
+    unsafe fn dots<const BITS: u32, const R: usize>(
+        mut sums: [Self::I; R],
+        w: [Self::B; 4],
+        a: *const i8,
+    ) -> [Self::I; R] {
+        // Four loops, since the compiler would not unroll one around them.
+        macro_rules! register {
+            ($i:literal) => {
+                for r in 0..R {
+                    // SAFETY: the caller's pointer is good for 16 · `R` bytes.
+                    sums[r] = unsafe { Self::dot::<BITS>(sums[r], w[$i], a.add(4 * ($i * R + r))) };
+                }
+            };
+        }
+        register!(0);
+        register!(1);
+        register!(2);
+        register!(3);
+        sums
+    }
 
     /// The sum of the lanes, folded: lane i and i + 8, then i + 4, i + 2, i + 1.
     #[inline(always)]
@@ -270,6 +400,8 @@ impl Lanes for Plain {
     type I = [i32; 16];
     type B = [u8; 64];
     const ROWS: usize = 4;
+    const HOLDS_BLOCK: bool = false;
+    const TAKEN_OFF: i32 = 0;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {
@@ -412,7 +544,11 @@ impl Lanes for Plain {
         x
     }
     #[inline(always)]
-    unsafe fn dot<const WIDE: bool>(mut acc: Self::I, x: Self::B, a: *const i8) -> Self::I {
+    unsafe fn wide(x: Self::B) -> Self::B {
+        x
+    }
+    #[inline(always)]
+    unsafe fn dot<const BITS: u32>(mut acc: Self::I, x: Self::B, a: *const i8) -> Self::I {
         // SAFETY: the caller's pointer is good for 4 bytes.
         let a = unsafe { a.cast::<[i8; 4]>().read() };
         for (acc, x) in acc.iter_mut().zip(x.as_chunks::<4>().0) {
@@ -426,6 +562,8 @@ impl Lanes for Plain {
     unsafe fn prefetch(_: *const u8) {}
 }
 
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod neon;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

@@ -375,7 +375,7 @@ mod tests {
                     y
                 };
                 let plain = product(Level::Plain);
-                for level in [Level::Avx2, Level::Avx512] {
+                for level in Level::all_here() {
                     assert_eq!(product(level), plain, "{format:?} {level:?} m={m}");
                 }
             }

@@ -271,7 +271,7 @@ mod tests {
             silu.push(run(level, Squares(&x)));
             silu
         };
-        for level in [Level::Avx2, Level::Avx512] {
+        for level in Level::all_here() {
             assert_eq!(at(level), at(Level::Plain), "{level:?}");
         }
     }

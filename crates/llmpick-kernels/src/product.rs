@@ -15,7 +15,7 @@ use std::marker::PhantomData;
 use crate::{
     Format,
     activations::{Activations, ROW_BYTES},
-    lanes::{Kernel, Lanes, Level, run},
+    lanes::{Kernel, Lanes, Level, most_rows, run},
     tiles::{self, Kind, PANEL_BYTES, Panel, ROWS, Source},
 };
 
@@ -35,10 +35,9 @@ pub type Sums = [f32; ROWS];
 
 /// Most rows in a group of activations when there are `rows` in all.
 pub fn group_rows(level: Level, rows: usize) -> usize {
-    match level {
-        _ if rows <= DIRECT => DIRECT,
-        Level::Avx512 => 12,
-        Level::Avx2 | Level::Plain => 4,
+    match rows <= DIRECT {
+        true => DIRECT,
+        false => most_rows(level),
     }
 }
 
@@ -231,7 +230,11 @@ impl<S: Source, const R: usize> Kernel for Step<'_, S, R> {
             for b in 0..self.blocks {
                 ask_ahead::<L, S>(weights, b);
                 let block = S::block::<L>(weights, b);
-                unrolled!(r < R => acc[r] = add_block::<L, S, R>(acc[r], &block, a, r));
+                if L::HOLDS_BLOCK {
+                    unrolled!(r < R => acc[r] = add_block::<L, S, R>(acc[r], &block, a, r));
+                } else {
+                    acc = add_block_to_all::<L, S, R>(acc, &block, a);
+                }
                 a = a.add(R * ROW_BYTES);
             }
             unrolled!(r < R => L::store(self.sums[r].as_mut_ptr(), acc[r]));
@@ -266,7 +269,7 @@ unsafe fn add_block<L: Lanes, S: Source, const R: usize>(
         let number = |i: usize| word(i).cast::<f32>().read_unaligned();
         let whole = |i: usize| word(i).cast::<i32>().read_unaligned();
         let (first, second) = match S::KIND {
-            Kind::Offset => (-S::OFFSET * whole(4), 0),
+            Kind::Offset => (-(S::OFFSET - taken_off::<L, S>()) * whole(4), 0),
             Kind::Min => (0, 0),
             Kind::Halves => (-S::OFFSET * whole(2), -S::OFFSET * whole(3)),
         };
@@ -302,14 +305,82 @@ unsafe fn add_block<L: Lanes, S: Source, const R: usize>(
     }
 }
 
+/// [`add_block`] with all rows of a group, whose block begins at `a`. Each register of
+/// weights meets all rows in turn; the sums are the same.
+#[inline(always)]
+unsafe fn add_block_to_all<L: Lanes, S: Source, const R: usize>(
+    mut acc: [L::F; R],
+    block: &tiles::Unpacked<L>,
+    a: *const u8,
+) -> [L::F; R] {
+    // SAFETY: a block of `R` rows has `R · ROW_BYTES` bytes at `a`, and r < R.
+    unsafe {
+        let word = |i: usize, r: usize| a.add(32 * R + (i * R + r) * 4);
+        let number = |i: usize, r: usize| word(i, r).cast::<f32>().read_unaligned();
+        let whole = |i: usize, r: usize| word(i, r).cast::<i32>().read_unaligned();
+        let [w0, w1, w2, w3, w4, w5, w6, w7] = block.w;
+        let halves = matches!(S::KIND, Kind::Halves);
+        let mut sums = [L::splat_i(0); R];
+        for r in 0..R {
+            sums[r] = L::splat_i(match S::KIND {
+                Kind::Offset => -(S::OFFSET - taken_off::<L, S>()) * whole(4, r),
+                Kind::Min => 0,
+                Kind::Halves => -S::OFFSET * whole(2, r),
+            });
+        }
+        sums = dots::<L, S, R>(sums, [w0, w1, w2, w3], a.cast());
+        if halves {
+            for r in 0..R {
+                let scale = L::mul(block.s, L::splat(number(0, r)));
+                acc[r] = L::fma(L::to_f(sums[r]), scale, acc[r]);
+                sums[r] = L::splat_i(-S::OFFSET * whole(3, r));
+            }
+        }
+        sums = dots::<L, S, R>(sums, [w4, w5, w6, w7], a.add(16 * R).cast());
+        for r in 0..R {
+            let scale = if halves { block.t } else { block.s };
+            let scale = L::mul(scale, L::splat(number(0, r)));
+            acc[r] = L::fma(L::to_f(sums[r]), scale, acc[r]);
+            if matches!(S::KIND, Kind::Min) {
+                acc[r] = L::fma(block.t, L::splat(number(1, r)), acc[r]);
+            }
+        }
+        acc
+    }
+}
+
+/// What the form has already taken off the weights.
+#[inline(always)]
+const fn taken_off<L: Lanes, S: Source>() -> i32 {
+    if S::BITS > 6 { L::TAKEN_OFF } else { 0 }
+}
+
 /// Four products in each lane, in the form that the width of the weights asks for.
 #[inline(always)]
 unsafe fn dot<L: Lanes, S: Source>(acc: L::I, w: L::B, a: *const i8) -> L::I {
     // SAFETY: the caller's pointer is good for four bytes.
     unsafe {
-        match S::WIDE {
-            true => L::dot::<true>(acc, w, a),
-            false => L::dot::<false>(acc, w, a),
+        match S::BITS {
+            5 => L::dot::<5>(acc, w, a),
+            6 => L::dot::<6>(acc, w, a),
+            _ => L::dot::<8>(acc, w, a),
+        }
+    }
+}
+
+/// [`dot`] of half a block with `R` rows.
+#[inline(always)]
+unsafe fn dots<L: Lanes, S: Source, const R: usize>(
+    sums: [L::I; R],
+    w: [L::B; 4],
+    a: *const i8,
+) -> [L::I; R] {
+    // SAFETY: the caller's pointer is good for 16 · `R` bytes.
+    unsafe {
+        match S::BITS {
+            5 => L::dots::<5, R>(sums, w, a),
+            6 => L::dots::<6, R>(sums, w, a),
+            _ => L::dots::<8, R>(sums, w, a),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::Format;
+use crate::{Format, Level};
 
 /// A small generator: the tests need bytes, not quality.
 pub struct Random(u64);
@@ -65,4 +65,9 @@ pub fn random_weights(format: Format, rows: usize, cols: usize, seed: u64) -> Ve
         }
     }
     bytes
+}
+
+/// From now on every kernel of the process runs in the form `level`, if it is here.
+pub fn use_level(level: Level) {
+    level.make_best();
 }

@@ -171,8 +171,8 @@ pub trait Source {
     const KIND: Kind;
     /// What the unsigned weights are too large by.
     const OFFSET: i32;
-    /// Whether weights exceed 127.
-    const WIDE: bool;
+    /// Bits of a weight as the kernels tell them apart: 5 (or fewer), 6 or 8.
+    const BITS: u32;
     /// Bytes per block.
     const BYTES: usize;
     /// Whether the bytes come from memory and are worth asking for early.
@@ -189,7 +189,11 @@ macro_rules! source {
         impl Source for $name {
             const KIND: Kind = Kind::$kind;
             const OFFSET: i32 = offset(Format::$name);
-            const WIDE: bool = matches!(Format::$name, Format::Q8_0);
+            const BITS: u32 = match Format::$name {
+                Format::Q8_0 => 8,
+                Format::Q6_K => 6,
+                _ => 5,
+            };
             const BYTES: usize = match Format::$name {
                 Format::Q4_K | Format::Q5_K | Format::Q6_K => unit_bytes(Format::$name) / 8,
                 _ => unit_bytes(Format::$name),
@@ -244,7 +248,7 @@ source!(Q8_0, Offset, |tile, b| {
     let p = tile.add(b * unit_bytes(Format::Q8_0));
     let s = L::load_f16(p);
     Unpacked {
-        w: bytes::<L>(p.add(32)),
+        w: wide_bytes::<L>(p.add(32)),
         s,
         t: s,
     }
@@ -321,6 +325,25 @@ unsafe fn bytes<L: Lanes>(p: *const u8) -> [L::B; 8] {
 }
 
 #[inline(always)]
+unsafe fn wide_bytes<L: Lanes>(p: *const u8) -> [L::B; 8] {
+    // SAFETY: the caller's pointer is good for a block of bytes.
+    unsafe {
+        let [a, b, c, d, e, f, g, h] = bytes::<L>(p);
+        // Written out: a closure would be compiled without the form's features.
+        [
+            L::wide(a),
+            L::wide(b),
+            L::wide(c),
+            L::wide(d),
+            L::wide(e),
+            L::wide(f),
+            L::wide(g),
+            L::wide(h),
+        ]
+    }
+}
+
+#[inline(always)]
 unsafe fn nibbles<L: Lanes>(p: *const u8) -> [L::B; 8] {
     // SAFETY: a block of nibbles is 256 long.
     unsafe {
@@ -371,7 +394,7 @@ pub const PANEL_BYTES: usize = 8 * 64 + 2 * 64;
 impl<S: Source> Source for Panel<S> {
     const KIND: Kind = S::KIND;
     const OFFSET: i32 = S::OFFSET;
-    const WIDE: bool = S::WIDE;
+    const BITS: u32 = S::BITS;
     const BYTES: usize = PANEL_BYTES;
     const FAR: bool = false;
     #[inline(always)]

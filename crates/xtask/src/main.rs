@@ -3,6 +3,7 @@
 //! `cargo build` alone does not build a cdylib-only package when the command is built, nor
 //! do the test runners; so everything that needs plugins goes through here.
 
+mod arm;
 mod cargo;
 mod check;
 mod cuda;
@@ -21,6 +22,7 @@ cargo xtask COMMAND
   check                 formatting, lints, layout: cheapest first
   plugins               build the plugins and stage them beside the binary
   cuda                  build the command with GPU support, and try it
+  arm [FILTER…]         run the kernels' tests for 64-bit ARM, emulated
   tidy                  hold the crates' dependencies against the plan
 ";
 
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
             0
         }),
         "cuda" => cuda::cuda(&rest),
+        "arm" => arm::arm(&rest),
         "tidy" => tidy::tidy(),
         "" | "help" | "--help" | "-h" => {
             print!("{HELP}");

@@ -3,8 +3,6 @@
 use super::*;
 use crate::testing::Random;
 
-pub const LEVELS: [Level; 3] = [Level::Plain, Level::Avx2, Level::Avx512];
-
 /// Runs every method on the same bytes and collects the bits of what comes out.
 struct Everything<'a>(&'a [u8; 256]);
 
@@ -57,15 +55,24 @@ impl Kernel for Everything<'_> {
             let (low, high) = (L::low(v), L::high(v));
             let activation = [-127i8, 127, 5, p.add(40).read().max(1) as i8 / 2];
             let a8 = activation.as_ptr();
-            for y in [low, high, L::with_fifth(low, p), L::with_sixth::<0>(low, w)] {
-                i(L::dot::<false>(L::splat_i(-7), y, a8));
+            for y in [low, high, L::with_fifth(low, p)] {
+                i(L::dot::<5>(L::splat_i(-7), y, a8));
             }
-            let sixth = [L::with_sixth::<1>(low, w), L::with_sixth::<2>(low, w)];
-            for y in [sixth[0], sixth[1], L::with_sixth::<3>(high, w)] {
-                i(L::dot::<false>(L::splat_i(0), y, a8));
+            for y in [
+                L::with_sixth::<0>(low, w),
+                L::with_sixth::<1>(low, w),
+                L::with_sixth::<2>(low, w),
+                L::with_sixth::<3>(high, w),
+            ] {
+                i(L::dot::<6>(L::splat_i(0), y, a8));
             }
-            i(L::dot::<true>(L::splat_i(100), v, a8));
+            let taken_off = L::TAKEN_OFF * activation.iter().map(|a| i32::from(*a)).sum::<i32>();
+            i(L::dot::<8>(L::splat_i(100 + taken_off), L::wide(v), a8));
             i(L::add_i(L::round(L::mul(x, L::splat(9.5))), L::splat_i(3)));
+            let whole = L::round(L::mul(c, L::splat(0.9)));
+            bits.push(L::sum_i(whole) as u32);
+            L::store_bytes(bytes.as_mut_ptr(), whole);
+            bits.extend(bytes[..16].iter().copied().map(u32::from));
             L::store_b(bytes.as_mut_ptr(), v);
             bits.extend(bytes.map(u32::from));
         }
@@ -84,9 +91,97 @@ fn forms_agree() {
             *byte &= 0xBF;
         }
         let plain = run(Level::Plain, Everything(&bytes));
-        for level in LEVELS.into_iter().filter(|level| level.is_here()) {
+        for level in Level::all_here() {
             assert_eq!(run(level, Everything(&bytes)), plain, "{level:?}");
         }
+    }
+}
+
+/// Half a block with three rows, one register at a time and all at once: equal, and
+/// what the definition says.
+struct HalfBlock {
+    weights: [u8; 256],
+    activations: [i8; 48],
+}
+
+impl Kernel for HalfBlock {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn call<L: Lanes>(self) {
+        const R: usize = 3;
+        // SAFETY: four registers of weights, and 16 · `R` activations.
+        unsafe {
+            let p = self.weights.as_ptr();
+            let w = [0, 64, 128, 192].map(|at| L::load_b(p.add(at)));
+            let a = self.activations.as_ptr();
+            let most = self.weights.iter().max().copied().unwrap_or(0);
+            let (sums, taken_off) = match most {
+                0..32 => (L::dots::<5, R>([L::splat_i(9); R], w, a), 0),
+                32..64 => (L::dots::<6, R>([L::splat_i(9); R], w, a), 0),
+                _ => {
+                    let w = w.map(|w| L::wide(w));
+                    (L::dots::<8, R>([L::splat_i(9); R], w, a), L::TAKEN_OFF)
+                }
+            };
+            for (r, sums) in sums.into_iter().enumerate() {
+                let mut ours = [0; 16];
+                L::store_i(ours.as_mut_ptr(), sums);
+                for (lane, ours) in ours.into_iter().enumerate() {
+                    let product = |k: usize| {
+                        let w = i32::from(self.weights[k / 4 * 64 + lane * 4 + k % 4]);
+                        let a = i32::from(self.activations[4 * (k / 4 * R + r) + k % 4]);
+                        (w - taken_off) * a
+                    };
+                    let exact = 9 + (0..16).map(product).sum::<i32>();
+                    assert_eq!(ours, exact, "row {r}, lane {lane}, weights to {most}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn sums_of_products_are_exact_up_to_the_largest() {
+    for level in Level::all_here() {
+        for most in [15u8, 31, 63, 255] {
+            let mut random = Random::new(u64::from(most));
+            // The largest of both signs first: what would overflow does it there.
+            for (w, a) in [(most, 127), (most, -127), (0, -127)] {
+                let half = HalfBlock {
+                    weights: [w; 256],
+                    activations: [a; 48],
+                };
+                run(level, half);
+            }
+            for _ in 0..100 {
+                let half = HalfBlock {
+                    weights: std::array::from_fn(|_| (random.bits() >> 40) as u8 & most),
+                    activations: std::array::from_fn(|_| ((random.bits() >> 40) as i8).max(-127)),
+                };
+                run(level, half);
+            }
+        }
+    }
+}
+
+#[test]
+fn forms_are_found() {
+    let here: Vec<Level> = Level::all_here().collect();
+    println!("forms here: {here:?}");
+    assert_eq!(here.first(), Some(&Level::Plain));
+    assert_eq!(here.last(), Some(&Level::best()));
+    #[cfg(target_arch = "x86_64")]
+    {
+        assert!(!here.contains(&Level::Neon));
+        assert_eq!(
+            here.contains(&Level::AvxVnni),
+            here.contains(&Level::Avx2) && is_x86_feature_detected!("avxvnni")
+        );
+    }
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    assert!(here.contains(&Level::Neon));
+    for level in here {
+        assert!(level.is_here() && most_rows(level) >= 4, "{level:?}");
     }
 }
 
@@ -115,7 +210,7 @@ impl Kernel for Halves {
 
 #[test]
 fn halves_widen_exactly() {
-    for level in LEVELS.into_iter().filter(|level| level.is_here()) {
+    for level in Level::all_here() {
         run(level, Halves);
     }
 }
@@ -151,7 +246,7 @@ impl Kernel for Exponentials {
 
 #[test]
 fn exp_is_exp() {
-    for level in LEVELS.into_iter().filter(|level| level.is_here()) {
+    for level in Level::all_here() {
         run(level, Exponentials);
     }
 }

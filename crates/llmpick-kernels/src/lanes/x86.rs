@@ -1,4 +1,4 @@
-//! [`Lanes`] in AVX-512 VNNI and in AVX2.
+//! [`Lanes`] in AVX-512 VNNI, and in AVX2 with and without VNNI.
 #![expect(
     unsafe_op_in_unsafe_fn,
     reason = "every line is an instruction; the condition is that of the trait"
@@ -18,6 +18,8 @@ impl Lanes for Avx512 {
     type B = __m512i;
     // Twelve sums, eight registers of weights, and what a step needs: 32 registers.
     const ROWS: usize = 12;
+    const HOLDS_BLOCK: bool = true;
+    const TAKEN_OFF: i32 = 0;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {
@@ -144,7 +146,11 @@ impl Lanes for Avx512 {
         _mm512_ternarylogic_epi32::<0xF8>(x, moved, _mm512_set1_epi8(0x30))
     }
     #[inline(always)]
-    unsafe fn dot<const WIDE: bool>(acc: __m512i, x: __m512i, a: *const i8) -> __m512i {
+    unsafe fn wide(x: __m512i) -> __m512i {
+        x
+    }
+    #[inline(always)]
+    unsafe fn dot<const BITS: u32>(acc: __m512i, x: __m512i, a: *const i8) -> __m512i {
         _mm512_dpbusd_epi32(acc, x, _mm512_set1_epi32(a.cast::<i32>().read_unaligned()))
     }
     #[inline(always)]
@@ -191,22 +197,24 @@ unsafe fn largest_256(x: __m256) -> f32 {
     _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)))
 }
 
-/// Two registers of 256 bits.
+/// Two registers of 256 bits, with the sums of four products that VNNI has or without.
 #[derive(Clone, Copy)]
-pub struct Avx2;
+pub struct Avx2<const VNNI: bool>;
 
 /// Applies an instruction to both halves.
 macro_rules! both {
-    ($f:ident($($x:ident),+)) => {
+    ($f:ident($($x:expr),+)) => {
         [$f($($x[0]),+), $f($($x[1]),+)]
     };
 }
 
-impl Lanes for Avx2 {
+impl<const VNNI: bool> Lanes for Avx2<VNNI> {
     type F = [__m256; 2];
     type I = [__m256i; 2];
     type B = [__m256i; 2];
     const ROWS: usize = 4;
+    const HOLDS_BLOCK: bool = false;
+    const TAKEN_OFF: i32 = if VNNI { 0 } else { 128 };
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {
@@ -369,11 +377,25 @@ impl Lanes for Avx2 {
         ]
     }
     #[inline(always)]
-    unsafe fn dot<const WIDE: bool>(acc: Self::I, x: Self::B, a: *const i8) -> Self::I {
+    unsafe fn wide(x: Self::B) -> Self::B {
+        if VNNI {
+            return x;
+        }
+        let top = _mm256_set1_epi8(i8::MIN);
+        [_mm256_xor_si256(x[0], top), _mm256_xor_si256(x[1], top)]
+    }
+    #[inline(always)]
+    unsafe fn dot<const BITS: u32>(acc: Self::I, x: Self::B, a: *const i8) -> Self::I {
         let a = _mm256_set1_epi32(a.cast::<i32>().read_unaligned());
+        if VNNI {
+            return [
+                _mm256_dpbusd_avx_epi32(acc[0], x[0], a),
+                _mm256_dpbusd_avx_epi32(acc[1], x[1], a),
+            ];
+        }
         [
-            dot_half::<WIDE>(acc[0], x[0], a),
-            dot_half::<WIDE>(acc[1], x[1], a),
+            add_pairs(acc[0], pairs::<BITS>(x[0], a)),
+            add_pairs(acc[1], pairs::<BITS>(x[1], a)),
         ]
     }
     #[inline(always)]
@@ -385,26 +407,63 @@ impl Lanes for Avx2 {
         largest_256(_mm256_max_ps(x[0], x[1]))
     }
     #[inline(always)]
+    unsafe fn dots<const BITS: u32, const R: usize>(
+        mut sums: [Self::I; R],
+        w: [Self::B; 4],
+        a: *const i8,
+    ) -> [Self::I; R] {
+        // Sums of pairs are added in 16 bits as often as the largest fit: four of 5-bit
+        // weights (4 · 2 · 31 · 127 = 31,496), two of 6-bit ones (32,004).
+        let mut pair = [[_mm256_setzero_si256(); 2]; R];
+        macro_rules! register {
+            ($i:literal) => {
+                for r in 0..R {
+                    let a = a.add(4 * ($i * R + r));
+                    if VNNI || BITS > 6 {
+                        sums[r] = Self::dot::<BITS>(sums[r], w[$i], a);
+                        continue;
+                    }
+                    let a = _mm256_set1_epi32(a.cast::<i32>().read_unaligned());
+                    let new = [pairs::<BITS>(w[$i][0], a), pairs::<BITS>(w[$i][1], a)];
+                    pair[r] = match $i {
+                        0 => new,
+                        2 if BITS == 6 => new,
+                        _ => both!(_mm256_add_epi16(pair[r], new)),
+                    };
+                    if $i == 3 || $i == 1 && BITS == 6 {
+                        sums[r] = both!(add_pairs(sums[r], pair[r]));
+                    }
+                }
+            };
+        }
+        register!(0);
+        register!(1);
+        register!(2);
+        register!(3);
+        sums
+    }
+    #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
         _mm_prefetch::<_MM_HINT_T0>(p.cast())
     }
 }
 
-/// Sums of four products. `maddubs` saturates at 16 bits: two products of bytes
-/// below 128 stay within (2 · 127 · 127), wider bytes go in two parts, the second
-/// being the top bit alone (2 · 128 · 127 = 32,512).
+/// Sums of two products in 16 bits. They fit: weights below 64 stay within
+/// 2 · 63 · 127, and signed weights of eight bits within 2 · 128 · 127 = 32,512. The
+/// first factor must be unsigned: the weight gives its sign to the activation, which
+/// is above −128 and so has a negative.
 #[inline(always)]
-unsafe fn dot_half<const WIDE: bool>(acc: __m256i, x: __m256i, a: __m256i) -> __m256i {
-    let ones = _mm256_set1_epi16(1);
-    if !WIDE {
-        let pairs = _mm256_maddubs_epi16(x, a);
-        return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, ones));
+unsafe fn pairs<const BITS: u32>(x: __m256i, a: __m256i) -> __m256i {
+    if BITS > 6 {
+        return _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(a, x));
     }
-    let top = _mm256_set1_epi8(i8::MIN);
-    let low = _mm256_maddubs_epi16(_mm256_andnot_si256(top, x), a);
-    let high = _mm256_maddubs_epi16(_mm256_and_si256(top, x), a);
-    let acc = _mm256_add_epi32(acc, _mm256_madd_epi16(low, ones));
-    _mm256_add_epi32(acc, _mm256_madd_epi16(high, ones))
+    _mm256_maddubs_epi16(x, a)
+}
+
+/// `acc` plus the sums of neighbouring pairs.
+#[inline(always)]
+unsafe fn add_pairs(acc: __m256i, pairs: __m256i) -> __m256i {
+    _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
 }
 
 /// 16 in the bytes whose bit is set.
