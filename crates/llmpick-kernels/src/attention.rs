@@ -18,8 +18,24 @@ use crate::{
     lanes::{Kernel, Lanes, Level, exp, run},
 };
 
-/// Most queries that share a pass over keys and values.
-const QUERIES: usize = 4;
+/// Most queries that share a pass over keys and values, in any form.
+const QUERIES: usize = 8;
+
+/// The same in the form `L`: two sums for each query must fit into the registers.
+const fn most_queries<L: Lanes>() -> usize {
+    if L::ROWS > 8 { QUERIES } else { QUERIES / 2 }
+}
+
+/// [`most_queries`] of a form.
+struct MostQueries;
+
+impl Kernel for MostQueries {
+    type Output = usize;
+    #[inline(always)]
+    unsafe fn call<L: Lanes>(self) -> usize {
+        most_queries::<L>()
+    }
+}
 
 /// What attention needs to know of a layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -85,7 +101,7 @@ fn attention_at(
     let per_head = m * group;
     let share = (per_head * cache.kv_heads)
         .div_ceil(3 * pool.threads())
-        .clamp(1, QUERIES);
+        .clamp(1, run(level, MostQueries));
     let tasks = per_head.div_ceil(share);
     let target = Output(out.as_mut_ptr());
     let target = &target;
@@ -176,9 +192,9 @@ fn group_of(
         };
     }
     match &cache.store {
-        Store::Int8(pair) => go!(pair, 1 2 3 4),
-        Store::F16(pair) => go!(pair, 1 2 3 4),
-        Store::F32(pair) => go!(pair, 1 2 3 4),
+        Store::Int8(pair) => go!(pair, 1 2 3 4 5 6 7 8),
+        Store::F16(pair) => go!(pair, 1 2 3 4 5 6 7 8),
+        Store::F32(pair) => go!(pair, 1 2 3 4 5 6 7 8),
     }
 }
 
@@ -220,6 +236,10 @@ impl<T: Stored, const R: usize> Kernel for Group<'_, T, R> {
     type Output = ();
     #[inline(always)]
     unsafe fn call<L: Lanes>(mut self) {
+        // Groups are never larger; this keeps the compiler from making the code.
+        if R > most_queries::<L>() {
+            return;
+        }
         let (head_dim, value_dim) = self.dims;
         assert!(R <= QUERIES && value_dim.is_multiple_of(LANES));
         assert!(self.q.len() >= R * head_dim && self.acc.len() >= R * value_dim);
@@ -413,9 +433,13 @@ impl<T: Stored, const R: usize> Group<'_, T, R> {
         let mut i = 0;
         // SAFETY: rows of values are `lanes` times sixteen numbers, and so are the sums.
         unsafe {
-            while i + 4 <= lanes {
+            while R <= 4 && i + 4 <= lanes {
                 self.add_columns::<L, 4>(scores, slot, range.clone(), i * LANES);
                 i += 4;
+            }
+            while R > 4 && i + 2 <= lanes {
+                self.add_columns::<L, 2>(scores, slot, range.clone(), i * LANES);
+                i += 2;
             }
             while i < lanes {
                 self.add_columns::<L, 1>(scores, slot, range.clone(), i * LANES);
