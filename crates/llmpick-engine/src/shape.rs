@@ -132,8 +132,12 @@ impl Shape {
             None => width / heads,
         };
         let context = keys.count("context_length")?;
-        // A bound of 0 is none: how a file says that it has not the family's own.
-        let cap = |value: Option<f64>| value.map(|cap| cap as f32).filter(|cap| *cap != 0.0);
+        let cap = |key: &str, usual: Option<f64>| match metadata.get(&keys.name(key)) {
+            // How a folder of the hub says that it has not the family's own.
+            Some(Value::Bool(false)) => Ok(None),
+            _ => Ok::<_, LoadErrorKind>(keys.float(key)?.or(usual).map(|cap| cap as f32)),
+        };
+        let gemma2 = |bound: f64| (family == Family::Gemma2).then_some(bound);
         let shape = Shape {
             layers,
             width,
@@ -192,14 +196,8 @@ impl Shape {
                 }
                 None => 1.0 / (head_dim as f32).sqrt(),
             },
-            attention_cap: match family {
-                Family::Gemma2 => cap(keys.float("attn_logit_softcapping")?.or(Some(50.0))),
-                _ => cap(keys.float("attn_logit_softcapping")?),
-            },
-            logit_cap: match family {
-                Family::Gemma2 => cap(keys.float("final_logit_softcapping")?.or(Some(30.0))),
-                _ => cap(keys.float("final_logit_softcapping")?),
-            },
+            attention_cap: cap("attn_logit_softcapping", gemma2(50.0))?,
+            logit_cap: cap("final_logit_softcapping", gemma2(30.0))?,
             activation: match gemma {
                 true => Activation::GeluTanh,
                 false => Activation::Silu,

@@ -73,7 +73,10 @@ fn other_files_are_named_as_such() {
         bench.refusal(b"GG"),
         LoadErrorKind::NotGguf { .. }
     ));
-    assert!(matches!(refusal(bench.folder.path()), LoadErrorKind::Io(_)));
+    assert!(matches!(
+        refusal(bench.folder.path()),
+        LoadErrorKind::Incomplete { missing } if missing == "config.json"
+    ));
     assert!(matches!(
         refusal(&bench.folder.path().join("none.gguf")),
         LoadErrorKind::Missing

@@ -188,25 +188,23 @@ impl Config {
             ("rope.dimension_count", count(self.rope.dim)),
             ("rope.freq_base", Value::F32(self.rope.base as f32)),
         ];
-        let mut float = |key: &'static str, value: Option<f64>| {
-            all.extend(value.map(|value| (key, Value::F32(value as f32))));
-        };
+        let float = |key: &'static str, value: f64| (key, Value::F32(value as f32));
         let epsilon = self.json.float("rms_norm_eps")?.unwrap_or(1e-6);
-        float("attention.layer_norm_rms_epsilon", Some(epsilon));
+        all.push(float("attention.layer_norm_rms_epsilon", epsilon));
         if self.is_gemma() {
             let scalar = self.json.float("query_pre_attn_scalar")?.unwrap_or(256.0);
-            float("attention.scale", Some(1.0 / scalar.sqrt()));
-            for (from, to) in [
-                ("attn_logit_softcapping", "attn_logit_softcapping"),
-                ("final_logit_softcapping", "final_logit_softcapping"),
-            ] {
-                // Gemma 2 has bounds of its own unless the file says that there are none.
-                let none = (self.family == Family::Gemma2 && self.json.names(from)).then_some(0.0);
-                float(to, self.json.float(from)?.or(none));
+            all.push(float("attention.scale", 1.0 / scalar.sqrt()));
+            for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
+                match self.json.float(key)? {
+                    // Gemma 2 has bounds of its own unless the file says that there are none.
+                    None if self.json.names(key) => all.push((key, Value::Bool(false))),
+                    None => {}
+                    Some(bound) => all.push(float(key, bound)),
+                }
             }
         }
         if self.family == Family::Gemma3 {
-            float("rope.local.freq_base", Some(self.rope.base_local));
+            all.push(float("rope.local.freq_base", self.rope.base_local));
         }
         all.extend(self.rope.metadata(self)?);
         all.extend(self.windows()?);
