@@ -316,8 +316,10 @@ fn a_window_layer_keeps_its_window_and_answers_as_if_it_kept_all() {
     let weights = model.resident_bytes();
     let long = text(3000);
     let whole = logprobs(&mut model, &greedy(&long, 3));
-    // Two layers of 16 + 2 · 128 positions, counted in steps of 64: 2 heads of 16, twice.
-    assert_eq!(model.resident_bytes() - weights, 2 * 320 * 2 * 32 * 4);
+    // Two layers of 16 + 2 · 128 positions, with what the growth of their room leaves over:
+    // it depends on how the text was cut. 2 heads of 16, twice.
+    let kept = (model.resident_bytes() - weights) / (2 * 2 * 32 * 4);
+    assert!((272..=320).contains(&kept), "{kept}");
     // Back by a little: what the window needs is still there. Back by much: it is not,
     // and everything is computed again. The answer is the same.
     let cached = |model: &mut Model, text: &str| {
