@@ -5,12 +5,13 @@
 //! buffers that live as long as the model. No row's result depends on how many rows run
 //! with it, so a prompt may be cut into pieces anywhere.
 
+use std::cell::RefCell;
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use llmpick_kernels::{
-    AttentionSpec, Embedding, KernelError, KvCache, KvType, Matrix, Pool, RopeTable, attention,
-    by_rows, matmul_ready, ops, rope,
+    AttentionSpec, Embedding, KernelError, KvCache, KvType, Matrix, Packer, Pool, RopeTable,
+    attention, by_rows, matmul_ready, ops, rope,
 };
 
 use crate::device::Device;
@@ -21,6 +22,9 @@ use crate::shape::{Activation, RopeFactors, RopeScaling, Shape};
 
 /// Most positions that one [`Decoder::forward`] takes.
 pub(crate) const CHUNK: usize = 256;
+
+/// Rows of the embedding table, 64 kB of the file or more with each, that may be in memory.
+const ROWS_KEPT: usize = 64;
 
 /// What a decoder is told beside the file.
 pub(crate) struct DecoderOptions {
@@ -38,6 +42,8 @@ pub(crate) struct Decoder {
     device: Arc<Device>,
     memory_limit: Option<u64>,
     embedding: Embedding,
+    /// Rows of it that were read since its memory was given back.
+    rows_read: usize,
     layers: Vec<Layer>,
     output_norm: Vec<f32>,
     head: Matrix,
@@ -117,11 +123,11 @@ impl Decoder {
         device: Arc<Device>,
         options: &DecoderOptions,
     ) -> Result<Self, LoadErrorKind> {
-        let reader = Reader { file };
+        // Of the header nothing is read again.
+        file.release_all();
+        let reader = Reader::new(file);
         reader.check_names(&shape)?;
         let (embedding, vocab) = reader.embedding(shape.width)?;
-        // The head first: it is the largest tensor, and while it is repacked its pages
-        // are resident twice.
         let head_name = match file.tensor("output.weight") {
             Some(_) => "output.weight",
             None => "token_embd.weight",
@@ -132,7 +138,9 @@ impl Decoder {
             embedding,
             output_norm: reader.vector("output_norm.weight", shape.width)?,
             head,
-            layers: reader.layers(&shape, device.pool())?,
+            layers: (0..shape.layers)
+                .map(|index| reader.layer(&shape, index))
+                .collect::<Result<_, _>>()?,
             rope: shape.rope_table(&factors, options.context),
             rope_local: shape
                 .rope_base_local
@@ -144,7 +152,9 @@ impl Decoder {
             shape,
             device,
             memory_limit: options.memory_limit,
+            rows_read: 0,
         };
+        reader.pack(decoder.device.pool())?;
         decoder.clear();
         Ok(decoder)
     }
@@ -217,6 +227,11 @@ impl Decoder {
             self.embedding
                 .row(*token as usize, row)
                 .map_err(|error| EngineError::Fault(format!("token {token}: {error}")))?;
+        }
+        self.rows_read += m;
+        if self.rows_read >= ROWS_KEPT {
+            self.embedding.release();
+            self.rows_read = 0;
         }
         if self.shape.embedding_scale != 1.0 {
             ops::scale(hidden, self.shape.embedding_scale);
@@ -454,12 +469,39 @@ fn add_part(hidden: &mut [f32], part: &mut [f32], norm: Option<&[f32]>, epsilon:
     ops::add_assign(hidden, part);
 }
 
-/// Takes tensors out of a checked file, with their shapes checked.
+/// Takes tensors out of a checked file, with their shapes checked. Matrices are only
+/// planned until [`pack`](Reader::pack).
 pub(crate) struct Reader<'a> {
     pub file: &'a ModelFile,
+    packer: RefCell<Packer<'a>>,
+    /// Of the tensors in the packer.
+    names: RefCell<Vec<String>>,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    /// Over a checked file; no matrices yet.
+    pub fn new(file: &'a ModelFile) -> Self {
+        Reader {
+            file,
+            packer: RefCell::default(),
+            names: RefCell::default(),
+        }
+    }
+
+    /// Fills the matrices that were planned, by as many threads as there are.
+    fn pack(self, pool: &Pool) -> Result<(), LoadErrorKind> {
+        let names = self.names.take();
+        self.packer
+            .take()
+            .run(pool, &|bytes| self.file.release_bytes(bytes))
+            .map_err(|error| {
+                let name = names.get(error.tensor).map_or("", String::as_str);
+                self.refused(name, error.source)
+            })?;
+        self.file.release_all();
+        Ok(())
+    }
+
     /// Where a tensor lies that must be there.
     pub fn view(&self, name: &str) -> Result<&TensorView, LoadErrorKind> {
         self.file
@@ -504,11 +546,14 @@ impl Reader<'_> {
         for rows in rows {
             let (part, rest) = bytes.split_at(rows * row_bytes);
             bytes = rest;
-            let matrix = Matrix::from_ggml(view.dtype, rows, cols, part)
+            let matrix = self
+                .packer
+                .borrow_mut()
+                .add(view.dtype, rows, cols, part)
                 .map_err(|source| self.refused(name, source))?;
+            self.names.borrow_mut().push(name.to_owned());
             parts.push(matrix);
         }
-        self.file.release(view);
         // As many parts as rows were asked for.
         parts
             .try_into()
@@ -608,24 +653,6 @@ impl Reader<'_> {
             ));
         }
         Ok(factors)
-    }
-
-    /// All layers, repacked by as many threads as there are.
-    fn layers(&self, shape: &Shape, pool: &Pool) -> Result<Vec<Layer>, LoadErrorKind> {
-        let slots: Vec<OnceLock<Result<Layer, LoadErrorKind>>> =
-            (0..shape.layers).map(|_| OnceLock::new()).collect();
-        pool.run(slots.len(), &|task| {
-            // Each task is called once, so the slot is empty.
-            let _ = slots[task].set(self.layer(shape, task));
-        });
-        slots
-            .into_iter()
-            .map(|slot| {
-                slot.into_inner().unwrap_or_else(|| {
-                    Err(LoadErrorKind::Malformed("a layer was not read".to_owned()))
-                })
-            })
-            .collect()
     }
 
     fn layer(&self, shape: &Shape, index: usize) -> Result<Layer, LoadErrorKind> {

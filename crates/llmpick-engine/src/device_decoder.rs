@@ -99,7 +99,7 @@ impl DeviceDecoder {
         device: Device,
         context: usize,
     ) -> std::result::Result<Self, LoadErrorKind> {
-        let reader = Reader { file };
+        let reader = Reader::new(file);
         reader.check_names(&shape)?;
         let (embedding, vocab) = reader.embedding(shape.width)?;
         let factors = reader.rope_factors(&shape)?;

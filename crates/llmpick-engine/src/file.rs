@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::Value;
-use llmpick_kernels::map::FileMap;
+use llmpick_kernels::map::{FileMap, Pages};
 
 use crate::error::LoadErrorKind;
 use crate::{gguf, hub};
@@ -56,6 +56,15 @@ impl AsRef<[u8]> for Bytes {
         match self {
             Bytes::Map(map) => map.as_ref(),
             Bytes::Memory(bytes) => bytes,
+        }
+    }
+}
+
+impl Pages for Bytes {
+    fn release(&self, range: Range<usize>) {
+        match self {
+            Bytes::Map(map) => map.release(range),
+            Bytes::Memory(bytes) => bytes.release(range),
         }
     }
 }
@@ -166,18 +175,37 @@ impl ModelFile {
     }
 
     /// The part that holds a view, to be kept for longer than this.
-    pub fn part(&self, view: &TensorView) -> Arc<dyn AsRef<[u8]> + Send + Sync> {
+    pub fn part(&self, view: &TensorView) -> Arc<dyn Pages> {
         match self.parts.get(view.part) {
             Some(part) => Arc::clone(part) as _,
-            None => Arc::new([]),
+            None => Arc::new(Vec::new()),
         }
     }
 
-    /// Gives the memory of a view that was read back to the system, where it can be read
-    /// again.
+    /// Gives the memory of bytes that were read back to the system, where they can be
+    /// read again. Bytes that are not this file's are left alone.
+    pub fn release_bytes(&self, bytes: &[u8]) {
+        let start = bytes.as_ptr().addr();
+        for part in &self.parts {
+            let own = (**part).as_ref();
+            let at = start.wrapping_sub(own.as_ptr().addr());
+            if at < own.len() {
+                part.release(at..at + bytes.len());
+            }
+        }
+    }
+
+    /// [`release_bytes`](Self::release_bytes) of a view.
     pub fn release(&self, view: &TensorView) {
-        if let Some(Bytes::Map(map)) = self.parts.get(view.part).map(|part| &**part) {
-            map.release(view.range.clone());
+        if let Some(part) = self.parts.get(view.part) {
+            part.release(view.range.clone());
+        }
+    }
+
+    /// [`release_bytes`](Self::release_bytes) of everything.
+    pub fn release_all(&self) {
+        for part in &self.parts {
+            part.release(0..usize::MAX);
         }
     }
 }

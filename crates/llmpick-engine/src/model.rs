@@ -137,29 +137,27 @@ impl Model {
         if !place.is_elsewhere() {
             check_memory(file, &plan, context, options)?;
         }
-        let tokenizer = Tokenizer::from_gguf(file.metadata()).map_err(LoadErrorKind::Tokenizer)?;
-        if tokenizer.vocab_size() > info.vocab as usize {
-            return Err(LoadErrorKind::Malformed(format!(
-                "it has {} tokens and embeddings for {}",
-                tokenizer.vocab_size(),
-                info.vocab
-            )));
-        }
-        let template =
-            match ChatTemplate::from_gguf(file.metadata()).map_err(LoadErrorKind::Template)? {
-                Some(template) => Some(template),
-                None if info.instruct => {
-                    Some(ChatTemplate::chatml(file.metadata()).map_err(LoadErrorKind::Template)?)
-                }
-                None => None,
-            };
         let device = Device::shared(options.threads);
         let options = DecoderOptions {
             context: context as usize,
             kv_type: options.kv_type,
             memory_limit: options.memory_limit,
         };
-        let runner = plan.load(file, &device, &options, &place)?;
+        // The tokenizer is read while the weights are packed.
+        let (words, runner) = std::thread::scope(|scope| {
+            let words = std::thread::Builder::new()
+                .name("llmpick-tokenizer".to_owned())
+                .spawn_scoped(scope, || words(file, &info));
+            let runner = plan.load(file, &device, &options, &place);
+            let words = match words.map(|thread| thread.join()) {
+                Ok(Ok(words)) => words,
+                Ok(Err(panic)) => std::panic::resume_unwind(panic),
+                // The system gives no thread.
+                Err(_) => self::words(file, &info),
+            };
+            (words, runner)
+        });
+        let (tokenizer, template) = words?;
         Ok(Model {
             front: Arc::new(Front {
                 info,
@@ -167,7 +165,7 @@ impl Model {
                 template,
                 context,
             }),
-            runner,
+            runner: runner?,
             device,
             place,
             sequence: Vec::new(),
@@ -569,6 +567,29 @@ fn refused(error: TemplateError) -> EngineError {
         }
         error => EngineError::Template(error),
     }
+}
+
+/// A file's tokenizer, and the template of its chats.
+fn words(
+    file: &ModelFile,
+    info: &ModelInfo,
+) -> Result<(Tokenizer, Option<ChatTemplate>), LoadErrorKind> {
+    let metadata = file.metadata();
+    let tokenizer = Tokenizer::from_gguf(metadata).map_err(LoadErrorKind::Tokenizer)?;
+    if tokenizer.vocab_size() > info.vocab as usize {
+        return Err(LoadErrorKind::Malformed(format!(
+            "it has {} tokens and embeddings for {}",
+            tokenizer.vocab_size(),
+            info.vocab
+        )));
+    }
+    let template = match ChatTemplate::from_gguf(metadata).map_err(LoadErrorKind::Template)? {
+        None if info.instruct => {
+            Some(ChatTemplate::chatml(metadata).map_err(LoadErrorKind::Template)?)
+        }
+        template => template,
+    };
+    Ok((tokenizer, template))
 }
 
 /// Refuses a model that would not fit, with the figures.

@@ -703,7 +703,7 @@ pub(crate) fn guarded<T>(call: impl FnOnce() -> candle_core::Result<T>) -> Resul
 }
 
 /// Bytes of a file.
-type Part = Arc<dyn AsRef<[u8]> + Send + Sync>;
+type Part = Arc<dyn llmpick_kernels::map::Pages>;
 
 /// The settings and tensors of a file in the form that candle reads.
 struct Source {

@@ -10,6 +10,7 @@ use candle_core::quantized::GgmlDType;
 use crate::{
     Format, KernelError,
     format::{dequantise, first_not_finite},
+    map::Pages,
 };
 
 /// A `rows × cols` table in a GGML format, kept in the bytes it came in.
@@ -18,7 +19,7 @@ pub struct Embedding {
     format: Format,
     rows: usize,
     cols: usize,
-    bytes: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    bytes: Arc<dyn Pages>,
     range: Range<usize>,
 }
 
@@ -32,7 +33,7 @@ impl Embedding {
         dtype: GgmlDType,
         rows: usize,
         cols: usize,
-        bytes: Arc<dyn AsRef<[u8]> + Send + Sync>,
+        bytes: Arc<dyn Pages>,
         range: Range<usize>,
     ) -> Result<Embedding, KernelError> {
         let format = Format::from_ggml(dtype)?;
@@ -71,6 +72,12 @@ impl Embedding {
     /// Numbers in a row.
     pub fn cols(&self) -> usize {
         self.cols
+    }
+
+    /// Gives the memory of the rows that were read back to the system. With each row it
+    /// brings its neighbours into memory, up to a hundred times as much.
+    pub fn release(&self) {
+        self.bytes.release(self.range.clone());
     }
 
     /// Writes row `row` to `out`, which is [`Embedding::cols`] long.
@@ -132,19 +139,20 @@ mod tests {
             file.extend(&table);
             file.extend([9u8; 5]);
             let range = 13..13 + table.len();
-            let file: Arc<dyn AsRef<[u8]> + Send + Sync> = Arc::new(file);
+            let file: Arc<dyn Pages> = Arc::new(file);
             let embedding =
                 Embedding::from_ggml(format.ggml(), rows, cols, file.clone(), range).unwrap();
             let mut out = vec![0.0; cols];
             for row in 0..rows {
                 embedding.row(row, &mut out).unwrap();
+                embedding.release();
                 assert_eq!(out, whole[row * cols..][..cols]);
             }
             assert_eq!(
                 embedding.row(rows, &mut out),
                 Err(KernelError::Row { row: rows, rows })
             );
-            let damaged: Arc<dyn AsRef<[u8]> + Send + Sync> = Arc::new(vec![0xFF; table.len()]);
+            let damaged: Arc<dyn Pages> = Arc::new(vec![0xFF; table.len()]);
             let whole = 0..table.len();
             let damaged = Embedding::from_ggml(format.ggml(), rows, cols, damaged, whole).unwrap();
             let refused = damaged.row(2, &mut out);

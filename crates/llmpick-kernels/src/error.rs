@@ -67,4 +67,10 @@ pub enum KernelError {
         /// Bytes in the file.
         len: usize,
     },
+    /// The system refused the memory.
+    #[error("the system has no {bytes} bytes of memory to give")]
+    Memory {
+        /// Bytes asked for.
+        bytes: usize,
+    },
 }

@@ -6,7 +6,7 @@
 //! set ran. A prompt therefore gives the same bits in one piece, in chunks, and
 //! token by token.
 //!
-//! The entry points: [`Matrix`] (weights, `y = x Wᵀ`), [`Embedding`] (rows read
+//! The entry points: [`Matrix`] (weights, `y = x Wᵀ`) made by a [`Packer`], [`Embedding`] (rows read
 //! on demand), [`KvCache`] with [`attention`], [`RopeTable`] with [`rope`], the
 //! element-wise loops of [`ops`], and the [`Pool`] they run on.
 #![allow(unsafe_code)]
@@ -21,6 +21,7 @@ pub use matrix::{Matrix, matmul_many, matmul_ready};
 pub use ops::{
     add_assign, gelu_tanh_mul, log_softmax, logsumexp, rms_norm, scale, silu_mul, softcap,
 };
+pub use packer::{PackError, Packer};
 pub use pool::Pool;
 pub use rope::{RopeKind, RopeTable, rope};
 pub use rows::{RowWork, by_rows};
@@ -37,10 +38,13 @@ mod lanes;
 pub mod map;
 mod matrix;
 pub mod ops;
+mod pack;
+mod packer;
 mod pool;
 mod product;
 mod rope;
 mod rows;
+mod slab;
 #[doc(hidden)]
 pub mod testing;
 mod tiles;

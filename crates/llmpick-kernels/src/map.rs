@@ -10,6 +10,17 @@ use std::ops::Range;
 
 use memmap2::{Mmap, UncheckedAdvice};
 
+/// Bytes that can be read again after their memory was given back.
+pub trait Pages: AsRef<[u8]> + Send + Sync {
+    /// Gives the memory of a part back to the system, if it can be read again.
+    fn release(&self, range: Range<usize>);
+}
+
+/// Nothing can be given back.
+impl Pages for Vec<u8> {
+    fn release(&self, _: Range<usize>) {}
+}
+
 /// A file mapped for reading.
 #[derive(Debug)]
 pub struct FileMap {
@@ -27,10 +38,12 @@ impl FileMap {
         let map = unsafe { Mmap::map(file)? };
         Ok(Self { map })
     }
+}
 
+impl Pages for FileMap {
     /// Gives the pages that lie wholly inside `range` back to the system; reading them
     /// again reads the file again. A range outside the file does nothing.
-    pub fn release(&self, range: Range<usize>) {
+    fn release(&self, range: Range<usize>) {
         const PAGE: usize = 4096;
         let start = range.start.next_multiple_of(PAGE);
         let end = range.end.min(self.map.len()) / PAGE * PAGE;

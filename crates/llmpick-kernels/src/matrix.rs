@@ -1,24 +1,20 @@
 //! Weights and their product with activations.
 
-use std::{
-    cell::Cell,
-    ops::Range,
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
-};
+use std::{cell::Cell, ops::Range};
 
 use candle_core::quantized::GgmlDType;
 
 use crate::{
-    Format, KernelError, Pool,
+    Format, KernelError, Packer, Pool,
     activations::Activations,
-    format::first_not_finite,
     lanes::Level,
     product::{self, Scratch, Sums},
     rows::RowsOf,
+    slab::Stretch,
     tiles,
 };
 
-/// A `rows × cols` matrix of weights, repacked for the kernels.
+/// A `rows × cols` matrix of weights, repacked for the kernels by a [`Packer`].
 ///
 /// Quantised weights meet activations rounded to eight bits per block of 32, as in
 /// llama.cpp; floating-point weights meet them as they are.
@@ -26,7 +22,7 @@ pub struct Matrix {
     format: Format,
     rows: usize,
     cols: usize,
-    tiles: Vec<u8>,
+    tiles: Stretch,
 }
 
 impl Matrix {
@@ -55,45 +51,26 @@ impl Matrix {
         cols: usize,
         bytes: &[u8],
     ) -> Result<Matrix, KernelError> {
-        let format = Format::from_ggml(dtype)?;
-        let wanted = format.checked_size(rows, cols)?;
-        if bytes.len() != wanted {
-            return Err(KernelError::Size {
-                rows,
-                cols,
-                dtype,
-                wanted,
-                given: bytes.len(),
-            });
-        }
-        let row_bytes = wanted / rows;
-        let tile_bytes = tiles::tile_bytes(format, cols);
-        let mut packed = vec![0u8; rows.div_ceil(tiles::ROWS) * tile_bytes];
-        let target = Shared(packed.as_mut_ptr());
-        let target = &target;
-        let damaged = AtomicUsize::new(usize::MAX);
-        pool.run(rows.div_ceil(tiles::ROWS), &|task| {
-            let first = task * tiles::ROWS * row_bytes;
-            let last = (first + tiles::ROWS * row_bytes).min(bytes.len());
-            if let Some(row) = first_not_finite(format, &bytes[first..last], row_bytes) {
-                damaged.fetch_min(task * tiles::ROWS + row, Relaxed);
-                return;
-            }
-            // SAFETY: the tiles lie one after the other in `packed`, one per task.
-            let tile = unsafe {
-                std::slice::from_raw_parts_mut(target.0.add(task * tile_bytes), tile_bytes)
-            };
-            tiles::pack(format, &bytes[first..last], row_bytes, tile);
-        });
-        if let row @ 0..usize::MAX = damaged.into_inner() {
-            return Err(KernelError::NotFinite { row });
-        }
-        Ok(Matrix {
+        let mut packer = Packer::new();
+        let matrix = packer.add(dtype, rows, cols, bytes)?;
+        packer.run(pool, &|_| ()).map_err(|error| error.source)?;
+        Ok(matrix)
+    }
+
+    /// A matrix whose tiles will be written to `tiles` before it is used.
+    pub(crate) fn planned(format: Format, rows: usize, cols: usize, tiles: Stretch) -> Matrix {
+        Matrix {
             format,
             rows,
             cols,
-            tiles: packed,
-        })
+            tiles,
+        }
+    }
+
+    /// The tiles, for tests.
+    #[cfg(test)]
+    pub(crate) fn tiles(&self) -> &[u8] {
+        self.tiles.bytes()
     }
 
     /// Rows: the width of the output.
@@ -294,6 +271,7 @@ impl<'a> Job<'a> {
             tiles: ref weights,
         } = *self.matrix;
         let tile_bytes = tiles::tile_bytes(format, cols);
+        let weights = weights.bytes();
         for tile in self.tiles * task / self.tasks..self.tiles * (task + 1) / self.tasks {
             let weights = &weights[tile * tile_bytes..];
             let sums = product::tile(level, format, weights, x, cols, activations, scratch);

@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use llmpick_kernels::{
     Embedding, Format, KernelError, Matrix, Pool,
+    map::Pages,
     testing::{Random, random_weights},
 };
 use proptest::prelude::*;
 
 /// The weights as `f32`, by the embedding's decoder (itself tested against candle's).
 fn dequantised(format: Format, rows: usize, cols: usize, bytes: &[u8]) -> Vec<f32> {
-    let shared: Arc<dyn AsRef<[u8]> + Send + Sync> = Arc::new(bytes.to_vec());
+    let shared: Arc<dyn Pages> = Arc::new(bytes.to_vec());
     let table = Embedding::from_ggml(format.ggml(), rows, cols, shared, 0..bytes.len()).unwrap();
     let mut out = vec![0.0; rows * cols];
     for (row, out) in out.chunks_mut(cols).enumerate() {
