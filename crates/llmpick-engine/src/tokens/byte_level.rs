@@ -1,24 +1,26 @@
 //! Byte-level BPE: every byte is a printable character, and merges do the rest.
 //!
-//! The merging is that of the `tokenizers` crate, which trained most of these
-//! vocabularies. It is given only tokens that text may become: control and unused ones
-//! stay outside, so no merge can make them. Everything it would panic on (merges whose
-//! parts or result it lacks) is refused before.
+//! The merging gets only tokens that text may become: control and unused ones stay
+//! outside, so no merge can make them. Merges whose parts or result are no tokens are
+//! refused.
 
+use std::collections::HashSet;
 use std::sync::LazyLock;
 
-use tokenizers::Model as _;
-use tokenizers::models::bpe::{BPE, BpeBuilder, Merges, Vocab};
+use tokenizers::models::bpe::{BPE, BpeBuilder, Vocab};
 
 use super::index::Texts;
+use super::merges::{Merges, Workspace};
 use super::metadata::Metadata;
 use super::pre::PreTokenizer;
 use super::{TokenKind, TokenizerError};
 
-/// Splits, maps bytes to characters, merges.
+/// Splits, maps bytes to tokens, merges.
 pub(super) struct ByteLevel {
     pre: PreTokenizer,
-    bpe: BPE,
+    /// The token of each byte, where there is one.
+    bytes: [Option<u32>; 256],
+    merges: Merges,
 }
 
 impl ByteLevel {
@@ -28,26 +30,50 @@ impl ByteLevel {
         kinds: &[TokenKind],
         pre: PreTokenizer,
     ) -> Result<Self, TokenizerError> {
-        let bpe = merging(metadata, texts, kinds)?
-            .ignore_merges(pre.ignores_merges())
-            .build()
-            .map_err(TokenizerError::Build)?;
-        Ok(Self { pre, bpe })
+        let ranked = read_merges(metadata, texts, kinds)?;
+        let mut merges = Merges::with_capacity(ranked.len());
+        for [left, right, joined] in ranked {
+            merges.push(left, right, joined);
+        }
+        let token = |character: char| texts.find(character.encode_utf8(&mut [0; 4]));
+        Ok(Self {
+            bytes: TABLE
+                .chars
+                .map(|character| token(character).filter(|&id| is_text(kinds[id as usize]))),
+            merges,
+            pre,
+        })
     }
 
-    pub(super) fn encode(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
+    /// Appends the tokens of a text. A byte that has no token is left out.
+    pub(super) fn encode(
+        &self,
+        texts: &Texts,
+        kinds: &[TokenKind],
+        text: &str,
+        ids: &mut Vec<u32>,
+    ) -> Result<(), TokenizerError> {
+        let mut workspace = Workspace::default();
         let mut mapped = String::new();
         self.pre.split(text, &mut |piece| {
-            mapped.clear();
-            mapped.extend(piece.bytes().map(|byte| TABLE.chars[byte as usize]));
-            let tokens = self.bpe.tokenize(&mapped).map_err(TokenizerError::Encode)?;
-            ids.extend(tokens.iter().map(|token| token.id));
+            if self.pre.ignores_merges() {
+                mapped.clear();
+                mapped.extend(piece.bytes().map(|byte| TABLE.chars[byte as usize]));
+                let whole = texts.find(&mapped);
+                if let Some(id) = whole.filter(|&id| is_text(kinds[id as usize])) {
+                    ids.push(id);
+                    return Ok(());
+                }
+            }
+            let symbols = piece.bytes().filter_map(|byte| self.bytes[byte as usize]);
+            self.merges.run(symbols, &mut workspace, ids);
             Ok(())
         })
     }
 }
 
-/// The merging of a vocabulary with ranked merges.
+/// The merging of a vocabulary with ranked merges, for vocabularies whose characters are
+/// not bytes.
 pub(super) fn merging(
     metadata: &Metadata<'_>,
     texts: &Texts,
@@ -59,7 +85,13 @@ pub(super) fn merging(
             vocabulary.insert(text.to_owned(), id);
         }
     }
-    let merges = read_merges(metadata, texts, kinds)?;
+    let text = |id| texts.get(id).unwrap_or_default().to_owned();
+    let mut seen = HashSet::new();
+    let merges = read_merges(metadata, texts, kinds)?
+        .into_iter()
+        .filter(|[left, right, _]| seen.insert((*left, *right)))
+        .map(|[left, right, _]| (text(left), text(right)))
+        .collect();
     Ok(BPE::builder()
         .vocab_and_merges(vocabulary, merges)
         // Its cache is per thread and outlives the model; ours would be freed with it.
@@ -87,16 +119,15 @@ fn is_text(kind: TokenKind) -> bool {
 }
 
 /// Reads `tokenizer.ggml.merges`, by rank. Merges that touch tokens text may not become
-/// are left out; of two equal ones the first counts.
+/// are left out. Left, right and joined; of two for the same pair the first counts.
 fn read_merges(
     metadata: &Metadata<'_>,
     texts: &Texts,
     kinds: &[TokenKind],
-) -> Result<Merges, TokenizerError> {
+) -> Result<Vec<[u32; 3]>, TokenizerError> {
     const KEY: &str = "tokenizer.ggml.merges";
     let values = metadata.array(KEY)?;
-    let mut merges = Merges::with_capacity(values.len());
-    let mut seen = std::collections::HashSet::with_capacity(values.len());
+    let mut merges = Vec::with_capacity(values.len());
     let mut joined = String::new();
     for (number, value) in values.iter().enumerate() {
         let merge = value.to_string().map_err(|_| TokenizerError::WrongType {
@@ -116,12 +147,9 @@ fn read_merges(
                 .find(text)
                 .ok_or_else(|| refuse("names a text that is no token"))
         };
-        let parts = (id(left)?, id(right)?);
-        let all_text = [parts.0, parts.1, id(&joined)?]
-            .into_iter()
-            .all(|id| is_text(kinds[id as usize]));
-        if all_text && seen.insert(parts) {
-            merges.push((left.to_owned(), right.to_owned()));
+        let merge = [id(left)?, id(right)?, id(&joined)?];
+        if merge.iter().all(|id| is_text(kinds[*id as usize])) {
+            merges.push(merge);
         }
     }
     Ok(merges)

@@ -13,6 +13,7 @@
 
 mod byte_level;
 mod index;
+mod merges;
 mod metadata;
 mod pre;
 mod special;
@@ -270,7 +271,9 @@ impl Tokenizer {
                 }
                 Fragment::Text(text) => {
                     match &self.0.model {
-                        Model::ByteLevel(model) => model.encode(text, &mut ids)?,
+                        Model::ByteLevel(model) => {
+                            model.encode(&self.0.texts, &self.0.kinds, text, &mut ids)?;
+                        }
                         Model::SentencePiece(model) => {
                             model.encode(&self.0.texts, text, before, &mut ids)?;
                         }
