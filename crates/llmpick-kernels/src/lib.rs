@@ -25,6 +25,7 @@ pub use packer::{PackError, Packer};
 pub use pool::Pool;
 pub use rope::{RopeKind, RopeTable, rope};
 pub use rows::{RowWork, by_rows};
+pub use stream::stream_read;
 
 mod activations;
 mod attention;
@@ -40,11 +41,13 @@ mod matrix;
 pub mod ops;
 mod pack;
 mod packer;
+pub mod page_cache;
 mod pool;
 mod product;
 mod rope;
 mod rows;
 mod slab;
+mod stream;
 #[doc(hidden)]
 pub mod testing;
 mod tiles;

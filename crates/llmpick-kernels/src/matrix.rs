@@ -93,6 +93,11 @@ impl Matrix {
         self.tiles.len()
     }
 
+    /// The repacked weights: what one product with a single row reads.
+    pub fn packed(&self) -> &[u8] {
+        &self.tiles
+    }
+
     /// `y = x Wᵀ`: `x` is `m × cols`, `y` is `m × rows`, both row-major.
     ///
     /// A row of `y` does not depend on `m`, on the other rows, or on the pool.
