@@ -129,3 +129,55 @@ fn perplexity_and_bench_speak_json() {
         "{said}"
     );
 }
+
+#[test]
+fn bench_runs_llama_cpp_in_turn() {
+    if !has_pool() {
+        return;
+    }
+    let Some(python) = llmpick_stories::python() else {
+        return;
+    };
+    let has_peer = std::process::Command::new(&python)
+        .args(["-c", "import xllamacpp"])
+        .output();
+    if !has_peer.is_ok_and(|output| output.status.success()) {
+        println!("skipped: the Python of the tests has no xllamacpp");
+        return;
+    }
+    let home = Home::new();
+    let bench = ["bench", "engine", "-m", "smollm2-135m-instruct", "--json"];
+    let small = ["--prompt-tokens", "24", "--gen-tokens", "4", "--runs", "2"];
+    let against = ["--against", "llama.cpp", "--peer"];
+    let mut arguments: Vec<&str> = bench.into_iter().chain(small).chain(against).collect();
+    let python = python.to_str().unwrap();
+    arguments.push(python);
+    home.run(&arguments).fails(6, &["--allow-load", "5 runs"]);
+    arguments.push("--allow-load");
+    let said = home.run(&arguments).ok().json();
+
+    let ratio = |value: &serde_json::Value| {
+        let [median, min, max] = ["median", "min", "max"].map(|key| value[key].as_f64().unwrap());
+        assert!(min > 0.0 && min <= max && median > 0.0, "{said}");
+    };
+    ratio(&said["ratio"]);
+    let measures = said["measures"].as_array().unwrap();
+    let named = |name: &str| measures.iter().find(|measure| measure["name"] == name);
+    for name in ["prompt 24", "generate 4", "load", "peak memory"] {
+        let measure = named(name).unwrap_or_else(|| panic!("no {name} in {said}"));
+        ratio(&measure["ratio"]);
+        assert!(measure["peer"]["median"].as_f64().unwrap() > 0.0, "{said}");
+    }
+    let features = said["against"]["system"].as_str().unwrap();
+    assert!(features.contains("CPU"), "{said}");
+    assert!(said["quiet"].is_boolean() && said["foreign_cores"].is_number());
+    // The file is 102 MB, and each side holds all of it once.
+    assert!(said["memory"]["share"].as_f64().unwrap() < 4.0, "{said}");
+    assert!(said["memory"]["peer_bytes"].as_u64().unwrap() > 50_000_000);
+    assert!(said["decode"]["share"]["median"].as_f64().unwrap() > 0.0);
+
+    let mut wrong: Vec<&str> = bench.into_iter().chain(against).collect();
+    wrong.extend(["/nowhere/llama-server", "--measure", "load"]);
+    home.run(&wrong)
+        .fails(1, &["/nowhere/llama-server", "xllamacpp"]);
+}

@@ -166,16 +166,26 @@ impl Decoder {
 
     /// Bytes of the repacked weights.
     pub fn weight_bytes(&self) -> u64 {
-        let layer = |l: &Layer| {
-            [
-                &l.query, &l.key, &l.value, &l.output, &l.gate, &l.up, &l.down,
-            ]
-            .iter()
-            .map(|linear| linear.weight.size_bytes())
-            .sum::<usize>()
-        };
-        let layers: usize = self.layers.iter().map(layer).sum();
-        (layers + self.head.size_bytes()) as u64
+        self.packed().iter().map(|part| part.len() as u64).sum()
+    }
+
+    /// The repacked weights, in the order in which a token reads them.
+    pub fn packed(&self) -> Vec<&[u8]> {
+        fn of(layer: &Layer) -> [&[u8]; 7] {
+            let Layer {
+                query,
+                key,
+                value,
+                output,
+                gate,
+                up,
+                down,
+                ..
+            } = layer;
+            [query, key, value, output, gate, up, down].map(|linear| linear.weight.packed())
+        }
+        let layers = self.layers.iter().flat_map(of);
+        layers.chain([self.head.packed()]).collect()
     }
 
     /// Bytes of keys and values held, room included.

@@ -13,7 +13,7 @@ use llmpick_core::{
     ChoiceLikelihood, ChoicesRequest, Finish, FinishReason, GenerateRequest, Prompt, TokenPiece,
     Usage,
 };
-use llmpick_kernels::KvType;
+use llmpick_kernels::{KvType, stream_read};
 use serde::{Deserialize, Serialize};
 
 use crate::decoder::DecoderOptions;
@@ -212,6 +212,35 @@ impl Model {
     pub fn clear_cache(&mut self) {
         self.sequence.clear();
         self.runner.clear();
+    }
+
+    /// Forgets the cached sequence and keeps its memory for the next one.
+    pub(crate) fn forget(&mut self) {
+        self.sequence.clear();
+    }
+
+    /// Bytes of keys and values, room included.
+    pub(crate) fn cache_bytes(&self) -> u64 {
+        self.runner.cache_bytes()
+    }
+
+    /// Bytes of weights that one generated token reads.
+    pub fn weight_bytes(&self) -> u64 {
+        self.runner.weight_bytes()
+    }
+
+    /// Reads the bytes of [`weight_bytes`](Self::weight_bytes) once with all threads and
+    /// does nothing with them; how long that took is what no generated token can beat.
+    /// `None` where the weights are not in our own matrices.
+    pub fn stream_weights(&self) -> Option<Duration> {
+        let Runner::Own(decoder) = &self.runner else {
+            return None;
+        };
+        let _turn = self.device.turn();
+        let parts = decoder.packed();
+        let started = Instant::now();
+        std::hint::black_box(stream_read(self.device.pool(), &parts));
+        Some(started.elapsed())
     }
 
     /// The tokens of a prompt, chat template and BOS applied.

@@ -9,7 +9,7 @@ use candle_core::quantized::gguf_file::Value;
 use common::stock::Stock;
 use common::tiny::{Tiny, prompt};
 use llmpick_core::{ChoicesRequest, GenerateRequest, Message, Prompt, Sampling};
-use llmpick_engine::{BenchPlan, EngineError, EngineOptions, Model, read_info};
+use llmpick_engine::{EngineError, EngineOptions, Model, bench_prompt, read_info};
 
 fn open(tiny: &Tiny) -> (tempfile::TempDir, std::path::PathBuf, Model) {
     let folder = tempfile::tempdir().unwrap();
@@ -233,45 +233,25 @@ fn a_choice_behind_a_template_begins_the_answer() {
 }
 
 #[test]
-fn a_benchmark_reports_what_it_ran() {
+fn a_benchmark_runs_what_it_is_asked_and_fits() {
     let (_folder, _path, mut model) = open(&Tiny::new("llama"));
-    let plan = BenchPlan {
-        prompt_tokens: 40,
-        gen_tokens: 5,
-        runs: 3,
-        batch: 1,
-    };
-    let report = model.bench(plan).unwrap();
-    assert!(report.prompt_tps.min > 0.0 && report.prompt_tps.min <= report.prompt_tps.median);
-    assert!(report.gen_tps.median <= report.gen_tps.max);
-    assert!(report.ttft_ms > 0.0 && report.load_s > 0.0);
-    let json = serde_json::to_value(report).unwrap();
-    for key in [
-        "load_s",
-        "prompt_tps",
-        "gen_tps",
-        "ttft_ms",
-        "peak_rss_bytes",
-        "threads",
-    ] {
-        assert!(json.get(key).is_some(), "{key}");
-    }
-    for wrong in [
-        BenchPlan { batch: 2, ..plan },
-        BenchPlan { runs: 0, ..plan },
-        BenchPlan {
-            gen_tokens: 1,
-            ..plan
-        },
-        BenchPlan {
-            prompt_tokens: 255,
-            ..plan
-        },
-    ] {
-        assert!(matches!(
-            model.bench(wrong),
-            Err(EngineError::InvalidRequest(_))
-        ));
+    let prompt = bench_prompt(model.tokenizer(), 40);
+    let long = bench_prompt(model.tokenizer(), 255);
+    assert_eq!((prompt.len(), long.len()), (40, 255));
+    assert_eq!(prompt, long[..40]);
+    let run = model.bench_run(&prompt, 5, &|| false).unwrap();
+    assert!(!run.first.is_zero() && !run.rest.is_zero());
+    let all = model.resident_bytes();
+    assert_eq!(all, model.weight_bytes() + run.kv_bytes);
+    let single = model.bench_run(&prompt, 1, &|| false).unwrap();
+    assert_eq!(single.kv_bytes, run.kv_bytes);
+    assert!(single.rest < single.first);
+    assert!(!model.stream_weights().unwrap().is_zero());
+    let stopped = model.bench_run(&prompt, 5, &|| true);
+    assert!(matches!(stopped, Err(EngineError::Cancelled)));
+    for (prompt, gen_tokens) in [(&prompt[..0], 1), (&prompt[..], 0), (&long, 2)] {
+        let refused = model.bench_run(prompt, gen_tokens, &|| false);
+        assert!(matches!(refused, Err(EngineError::InvalidRequest(_))));
     }
 }
 

@@ -63,7 +63,7 @@ async fn run(cli: Cli, printer: Printer) -> Result<()> {
         Verb::Eval(args) => verbs::eval::run(args, global, printer).await,
         Verb::Sim(args) => verbs::sim::run(args, global, printer),
         Verb::Replay(args) => verbs::replay::run(args, global, printer),
-        Verb::Bench(args) => verbs::bench::run(args, global, printer),
+        Verb::Bench(args) => verbs::bench::run(args, global, printer).await,
         Verb::Tokenize(args) => verbs::tokenize::run(args, global, printer),
         Verb::Perplexity(args) => verbs::perplexity::run(args, global, printer),
         Verb::Doctor(args) => verbs::doctor::run(args, global, printer).await,

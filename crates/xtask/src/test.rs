@@ -70,12 +70,11 @@ fn has_nextest() -> bool {
     probe.status().is_ok_and(|status| status.success())
 }
 
-/// A Python with the real API clients of `tests/clients/requirements.txt`, kept in the user's
+/// A Python with the real API clients and the peer of `tests/clients/*.txt`, kept in the user's
 /// cache. Without venv or index the tests that need it skip with a line.
 fn client_python() -> Option<PathBuf> {
     let venv = cache_folder()?.join("test-clients");
     let python = venv.join("bin/python");
-    let requirements = root().join("tests/clients/requirements.txt");
     let run = |command: &mut Command| {
         command
             .stdout(Stdio::null())
@@ -94,9 +93,15 @@ fn client_python() -> Option<PathBuf> {
         "--disable-pip-version-check",
         "-r",
     ];
-    if !run(Command::new(&python).args(install).arg(requirements)) {
+    let from = |file: &str| root().join("tests/clients").join(file);
+    let fetch = |file: &str| run(Command::new(&python).args(install).arg(from(file)));
+    if !fetch("requirements.txt") {
         eprintln!("xtask: the API clients could not be installed; their tests will skip");
         return None;
+    }
+    // Apart, because there are machines that it is not built for.
+    if !fetch("peer.txt") {
+        eprintln!("xtask: llama.cpp could not be installed; the comparison with it will skip");
     }
     Some(python)
 }

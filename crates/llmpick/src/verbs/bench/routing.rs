@@ -1,50 +1,17 @@
-//! `llmpick bench`: measures, and says what was measured.
+//! `llmpick bench routing`: what a decision costs.
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, ValueEnum};
 use llmpick_core::Mode;
 use llmpick_sim::{BenchSettings, RouterSource, RoutingBench};
 
 use crate::cli::Global;
 use crate::error::{CliError, ExitCode, Result, chain};
 use crate::open;
-use crate::printer::{Printer, bytes, milliseconds, table};
+use crate::printer::{Printer, table};
 
-/// Options of `bench`.
+/// Options of `bench routing`.
 #[derive(Args, Debug)]
-pub struct BenchArgs {
-    #[command(subcommand)]
-    what: What,
-}
-
-#[derive(Subcommand, Debug)]
-enum What {
-    /// Speed and memory of a local model
-    Engine(EngineArgs),
-    /// Time of one routing decision: on the router's thread, on ours, in a process, and without a plugin
-    Routing(RoutingArgs),
-}
-
-#[derive(Args, Debug)]
-struct EngineArgs {
-    /// The model, a .gguf file, or a model's folder
-    #[arg(short, long)]
-    model: String,
-    /// Tokens of the prompt
-    #[arg(long, value_name = "P", default_value_t = 512)]
-    prompt_tokens: usize,
-    /// Tokens to generate
-    #[arg(long, value_name = "G", default_value_t = 128)]
-    gen_tokens: usize,
-    /// Counted runs, after one warm-up
-    #[arg(long, value_name = "R", default_value_t = 5)]
-    runs: usize,
-    /// Sequences at one time
-    #[arg(long, value_name = "B", default_value_t = 1)]
-    batch: usize,
-}
-
-#[derive(Args, Debug)]
-struct RoutingArgs {
+pub struct RoutingArgs {
     /// The router, as in `sim`: NAME or LIBRARY:NAME, with ,KEY=VALUE for its settings; may be
     /// given several times
     #[arg(long, value_name = "ROUTER", default_values = ["baselines:round-robin", "c2mabv"])]
@@ -78,15 +45,8 @@ enum BenchMode {
     AllIn,
 }
 
-/// Runs the measurement.
-pub fn run(args: BenchArgs, global: &Global, printer: Printer) -> Result<()> {
-    match args.what {
-        What::Engine(args) => engine(args, global, printer),
-        What::Routing(args) => routing(&args, global, printer),
-    }
-}
-
-fn routing(args: &RoutingArgs, global: &Global, printer: Printer) -> Result<()> {
+/// Measures and prints.
+pub fn run(args: &RoutingArgs, global: &Global, printer: Printer) -> Result<()> {
     let settings = open::settings(global, Vec::new())?;
     let folders = open::plugin_folders(&settings);
     let mut measured = Vec::new();
@@ -163,41 +123,4 @@ fn routing_table(measured: &[RoutingBench]) -> String {
         "fallbacks>",
     ];
     table(&header, rows)
-}
-
-fn engine(args: EngineArgs, global: &Global, printer: Printer) -> Result<()> {
-    let settings = open::settings(global, Vec::new())?;
-    let mut model = open::model(&settings, &args.model)?;
-    let plan = llmpick_daemon::engine::BenchPlan {
-        prompt_tokens: args.prompt_tokens,
-        gen_tokens: args.gen_tokens,
-        runs: args.runs,
-        batch: args.batch,
-    };
-    let report = model
-        .bench(plan)
-        .map_err(|error| CliError::new(ExitCode::Request, chain(&error)))?;
-    printer.value(&report, || {
-        let spread = |name: &str, tps: &llmpick_daemon::engine::Spread| {
-            let cell = |value: f64| format!("{value:.1}");
-            vec![
-                name.to_owned(),
-                cell(tps.median),
-                cell(tps.min),
-                cell(tps.max),
-            ]
-        };
-        let rows = [
-            spread("prompt tokens/s", &report.prompt_tps),
-            spread("generated tokens/s", &report.gen_tps),
-        ];
-        format!(
-            "{}\n\nfirst token {}, load {:.2} s, peak memory {}, {} threads",
-            table(&["", "median>", "min>", "max>"], rows),
-            milliseconds(report.ttft_ms),
-            report.load_s,
-            bytes(report.peak_rss_bytes),
-            report.threads,
-        )
-    })
 }
