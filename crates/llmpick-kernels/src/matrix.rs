@@ -67,12 +67,6 @@ impl Matrix {
         }
     }
 
-    /// The tiles, for tests.
-    #[cfg(test)]
-    pub(crate) fn tiles(&self) -> &[u8] {
-        self.tiles.bytes()
-    }
-
     /// Rows: the width of the output.
     pub fn rows(&self) -> usize {
         self.rows
@@ -95,7 +89,7 @@ impl Matrix {
 
     /// The repacked weights: what one product with a single row reads.
     pub fn packed(&self) -> &[u8] {
-        &self.tiles
+        self.tiles.bytes()
     }
 
     /// `y = x Wᵀ`: `x` is `m × cols`, `y` is `m × rows`, both row-major.

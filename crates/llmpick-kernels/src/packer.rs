@@ -212,7 +212,7 @@ mod tests {
             for ((format, rows, cols, bytes), matrix) in tensors.iter().zip(&matrices) {
                 let alone = Matrix::from_ggml(format.ggml(), *rows, *cols, bytes).unwrap();
                 assert!(
-                    alone.tiles() == matrix.tiles(),
+                    alone.packed() == matrix.packed(),
                     "{format:?} {rows} × {cols}"
                 );
             }
