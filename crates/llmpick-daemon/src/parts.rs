@@ -93,6 +93,7 @@ pub fn engine_options(settings: &Settings) -> EngineOptions {
         max_context: settings.compute.max_context,
         memory_limit: settings.compute.memory_limit,
         kv_type: settings.compute.kv_cache,
+        rounding: settings.compute.activations,
         device: settings.compute.device,
     }
 }

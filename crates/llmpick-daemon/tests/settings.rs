@@ -191,6 +191,10 @@ fn mistakes_are_told_with_their_place_and_a_guess() {
             "home/config/llmpick.toml, line 2: `router.max_arms` has to be at least 1",
         ),
         (
+            user("[compute]\nactivations = \"f64\"\n"),
+            "home/config/llmpick.toml, line 2: `compute.activations` is `f64`, and has to be int8 or int16",
+        ),
+        (
             user("[compute]\nkv_cache = \"q4\"\n"),
             "home/config/llmpick.toml, line 2: `compute.kv_cache` is `q4`, and has to be f32, f16 or int8",
         ),

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use llmpick_kernels::{
     AttentionSpec, Embedding, KernelError, KvCache, KvType, Matrix, Packer, Pool, RopeTable,
-    attention, by_rows, matmul_ready, ops, rope,
+    Rounding, attention, by_rows, matmul_ready, ops, rope,
 };
 
 use crate::device::Device;
@@ -32,6 +32,8 @@ pub(crate) struct DecoderOptions {
     pub context: usize,
     /// How keys and values are kept.
     pub kv_type: KvType,
+    /// How finely quantised weights meet what is multiplied with them.
+    pub rounding: Rounding,
     /// Most bytes of weights and cache.
     pub memory_limit: Option<u64>,
 }
@@ -125,7 +127,7 @@ impl Decoder {
     ) -> Result<Self, LoadErrorKind> {
         // Of the header nothing is read again.
         file.release_all();
-        let reader = Reader::new(file);
+        let reader = Reader::new(file, options.rounding);
         reader.check_names(&shape)?;
         let (embedding, vocab) = reader.embedding(shape.width)?;
         let head_name = match file.tensor("output.weight") {
@@ -484,15 +486,17 @@ fn add_part(hidden: &mut [f32], part: &mut [f32], norm: Option<&[f32]>, epsilon:
 pub(crate) struct Reader<'a> {
     pub file: &'a ModelFile,
     packer: RefCell<Packer<'a>>,
+    rounding: Rounding,
     /// Of the tensors in the packer.
     names: RefCell<Vec<String>>,
 }
 
 impl<'a> Reader<'a> {
     /// Over a checked file; no matrices yet.
-    pub fn new(file: &'a ModelFile) -> Self {
+    pub fn new(file: &'a ModelFile, rounding: Rounding) -> Self {
         Reader {
             file,
+            rounding,
             packer: RefCell::default(),
             names: RefCell::default(),
         }
@@ -562,7 +566,7 @@ impl<'a> Reader<'a> {
                 .add(view.dtype, rows, cols, part)
                 .map_err(|source| self.refused(name, source))?;
             self.names.borrow_mut().push(name.to_owned());
-            parts.push(matrix);
+            parts.push(matrix.rounding(self.rounding));
         }
         // As many parts as rows were asked for.
         parts

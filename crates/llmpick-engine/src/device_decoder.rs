@@ -14,7 +14,7 @@ use std::sync::Arc;
 use candle_core::quantized::{QMatMul, QStorage, QTensor};
 use candle_core::{DType, Device, Module, Result, Tensor};
 use candle_nn::{ops, rotary_emb};
-use llmpick_kernels::{Embedding, RopeKind, RopeTable};
+use llmpick_kernels::{Embedding, RopeKind, RopeTable, Rounding};
 
 use crate::decoder::Reader;
 use crate::error::{EngineError, LoadErrorKind};
@@ -99,7 +99,7 @@ impl DeviceDecoder {
         device: Device,
         context: usize,
     ) -> std::result::Result<Self, LoadErrorKind> {
-        let reader = Reader::new(file);
+        let reader = Reader::new(file, Rounding::default());
         reader.check_names(&shape)?;
         let (embedding, vocab) = reader.embedding(shape.width)?;
         let factors = reader.rope_factors(&shape)?;

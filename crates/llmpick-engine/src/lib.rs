@@ -35,7 +35,7 @@ pub use bench::{BenchRun, Spread, bench_prompt, peak_resident};
 pub use error::{EngineError, LoadError, LoadErrorKind, STOCK, SUPPORTED};
 pub use gpu::{DeviceChoice, UnknownDevice};
 pub use info::{ModelInfo, read_info, read_tokenizer};
-pub use llmpick_kernels::{KvType, page_cache};
+pub use llmpick_kernels::{KvType, Rounding, page_cache};
 pub use local::LocalModel;
 pub use model::{EngineOptions, Model, Perplexity};
 pub use runner::RunBy;

@@ -13,7 +13,7 @@ use llmpick_core::{
     ChoiceLikelihood, ChoicesRequest, Finish, FinishReason, GenerateRequest, Prompt, TokenPiece,
     Usage,
 };
-use llmpick_kernels::{KvType, stream_read};
+use llmpick_kernels::{KvType, Rounding, stream_read};
 use serde::{Deserialize, Serialize};
 
 use crate::decoder::DecoderOptions;
@@ -42,6 +42,8 @@ pub struct EngineOptions {
     pub memory_limit: Option<u64>,
     /// How keys and values are kept.
     pub kv_type: KvType,
+    /// How finely quantised weights meet what is multiplied with them.
+    pub rounding: Rounding,
     /// Where it runs.
     pub device: DeviceChoice,
 }
@@ -141,6 +143,7 @@ impl Model {
         let options = DecoderOptions {
             context: context as usize,
             kv_type: options.kv_type,
+            rounding: options.rounding,
             memory_limit: options.memory_limit,
         };
         // The tokenizer is read while the weights are packed.

@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use llmpick_kernels::KvType;
+use llmpick_kernels::{KvType, Rounding};
 use serde::{Deserialize, Serialize};
 
 use crate::decoder::{CHUNK, Decoder, DecoderOptions};
@@ -139,12 +139,21 @@ fn say_what_stock_means(shape: &StockShape, device: &Device, options: &DecoderOp
             "stock candle model: keeps keys and values as f32, whatever compute.kv_cache says"
         );
     }
+    if options.rounding != Rounding::default() {
+        tracing::warn!(
+            %architecture,
+            "stock candle model: rounds in its own way, whatever compute.activations says"
+        );
+    }
 }
 
 /// What a setting asks for and a GPU does not do.
 fn say_what_is_left_out(options: &DecoderOptions) {
     if options.kv_type != KvType::F32 {
         tracing::warn!("the GPU keeps keys and values as f32, whatever compute.kv_cache says");
+    }
+    if options.rounding != Rounding::default() {
+        tracing::warn!("the GPU rounds in its own way, whatever compute.activations says");
     }
 }
 

@@ -11,6 +11,7 @@
 //! element-wise loops of [`ops`], and the [`Pool`] they run on.
 #![allow(unsafe_code)]
 
+pub use activations::Rounding;
 pub use attention::{AttentionSpec, attention};
 pub use cache::{KeyWork, KvCache, KvType};
 pub use embedding::Embedding;

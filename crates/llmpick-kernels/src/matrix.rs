@@ -6,7 +6,7 @@ use candle_core::quantized::GgmlDType;
 
 use crate::{
     Format, KernelError, Packer, Pool,
-    activations::Activations,
+    activations::{Activations, Rounding},
     lanes::Level,
     product::{self, Scratch, Sums},
     rows::RowsOf,
@@ -16,10 +16,11 @@ use crate::{
 
 /// A `rows × cols` matrix of weights, repacked for the kernels by a [`Packer`].
 ///
-/// Quantised weights meet activations rounded to eight bits per block of 32, as in
-/// llama.cpp; floating-point weights meet them as they are.
+/// Quantised weights meet activations rounded to integers per block of 32, as
+/// [`Rounding`] says; floating-point weights meet them as they are.
 pub struct Matrix {
     format: Format,
+    rounding: Rounding,
     rows: usize,
     cols: usize,
     tiles: Stretch,
@@ -61,10 +62,17 @@ impl Matrix {
     pub(crate) fn planned(format: Format, rows: usize, cols: usize, tiles: Stretch) -> Matrix {
         Matrix {
             format,
+            rounding: Rounding::default(),
             rows,
             cols,
             tiles,
         }
+    }
+
+    /// The same weights, meeting activations that are rounded so.
+    pub fn rounding(mut self, rounding: Rounding) -> Matrix {
+        self.rounding = rounding;
+        self
     }
 
     /// Rows: the width of the output.
@@ -116,7 +124,8 @@ impl std::fmt::Debug for Matrix {
 /// The results are those of [`Matrix::matmul`], bit for bit.
 ///
 /// # Panics
-/// If a matrix has other columns than the first, or `x` or a `y` another length.
+/// If a matrix has other columns or another rounding than the first, or `x` or a `y`
+/// another length.
 pub fn matmul_many(pool: &Pool, x: &[f32], m: usize, products: &mut [(&Matrix, &mut [f32])]) {
     matmul_at(Level::best(), pool, x, m, products);
 }
@@ -140,7 +149,7 @@ pub fn matmul_ready(
     products: &mut [(&Matrix, &mut [f32])],
 ) {
     let level = Level::best();
-    let Some(cols) = check(x, m, products) else {
+    let Some((cols, rounding)) = check(x, m, products) else {
         return;
     };
     let mut activations = ACTIVATIONS.take();
@@ -155,7 +164,7 @@ pub fn matmul_ready(
             x
         };
         if products.iter().any(|(matrix, _)| !matrix.format.is_float()) {
-            activations.fill(level, pool, (m, cols), most, &part);
+            activations.fill((level, rounding), pool, (m, cols), most, &part);
         } else {
             pool.run(m.div_ceil(most), &|task| {
                 part(task * most..((task + 1) * most).min(m));
@@ -174,13 +183,13 @@ pub(crate) fn matmul_at(
     m: usize,
     products: &mut [(&Matrix, &mut [f32])],
 ) {
-    let Some(cols) = check(x, m, products) else {
+    let Some((cols, rounding)) = check(x, m, products) else {
         return;
     };
     let mut activations = ACTIVATIONS.take();
     if products.iter().any(|(matrix, _)| !matrix.format.is_float()) {
         let most = product::group_rows(level, m);
-        activations.fill(level, pool, (m, cols), most, &|rows| {
+        activations.fill((level, rounding), pool, (m, cols), most, &|rows| {
             &x[rows.start * cols..rows.end * cols]
         });
     }
@@ -188,15 +197,16 @@ pub(crate) fn matmul_at(
     ACTIVATIONS.set(activations);
 }
 
-/// The columns of products whose lengths fit, or `None` if there is nothing to do.
-fn check(x: &[f32], m: usize, products: &[(&Matrix, &mut [f32])]) -> Option<usize> {
-    let cols = products.first().map(|(matrix, _)| matrix.cols)?;
+/// Columns and rounding of products whose lengths fit, or `None` if there is nothing to do.
+fn check(x: &[f32], m: usize, products: &[(&Matrix, &mut [f32])]) -> Option<(usize, Rounding)> {
+    let (cols, rounding) = products.first().map(|(m, _)| (m.cols, m.rounding))?;
     assert_eq!(x.len(), m * cols, "x must be m × cols");
     for (matrix, y) in products {
         assert_eq!(matrix.cols, cols, "the matrices must have the same columns");
+        assert_eq!(matrix.rounding, rounding, "they must agree on the rounding");
         assert_eq!(y.len(), m * matrix.rows, "y must be m × rows");
     }
-    (m > 0).then_some(cols)
+    (m > 0).then_some((cols, rounding))
 }
 
 /// All tiles of all products, by whichever thread is free.
@@ -268,6 +278,7 @@ impl<'a> Job<'a> {
             rows,
             cols,
             tiles: ref weights,
+            ..
         } = *self.matrix;
         let tile_bytes = tiles::tile_bytes(format, cols);
         let weights = weights.bytes();
@@ -344,16 +355,19 @@ mod tests {
         for format in Format::ALL {
             for (rows, cols, m) in [(33, 256, 1), (16, 1536, 3), (20, 1280, 31), (5, 256, 7)] {
                 let bytes = random_weights(format, rows, cols, 5);
-                let matrix = Matrix::from_ggml(format.ggml(), rows, cols, &bytes).unwrap();
                 let x = Random::new(6).vec(m * cols);
-                let product = |level| {
-                    let mut y = vec![f32::NAN; m * rows];
-                    matmul_at(level, &pool, &x, m, &mut [(&matrix, &mut y)]);
-                    y
-                };
-                let plain = product(Level::Plain);
-                for level in Level::all_here() {
-                    assert_eq!(product(level), plain, "{format:?} {level:?} m={m}");
+                for rounding in [Rounding::Int8, Rounding::Int16] {
+                    let matrix = Matrix::from_ggml(format.ggml(), rows, cols, &bytes).unwrap();
+                    let matrix = matrix.rounding(rounding);
+                    let product = |level| {
+                        let mut y = vec![f32::NAN; m * rows];
+                        matmul_at(level, &pool, &x, m, &mut [(&matrix, &mut y)]);
+                        y
+                    };
+                    let plain = product(Level::Plain);
+                    for level in Level::all_here() {
+                        assert_eq!(product(level), plain, "{format:?} {level:?} m={m}");
+                    }
                 }
             }
         }

@@ -4,6 +4,8 @@
 //! `acc = fma(Σ q·a, scale · d, acc)`, then for formats with a minimum
 //! `acc = fma(min, d · Σ a, acc)`. The sums are integers, hence exact, so it does
 //! not matter how weights were unpacked, and any number of rows may share the work.
+//! Activations of fifteen bits are two of eight, `a = 128 h + l`: both sums are exact,
+//! and `fma(Σ q·h, 128, Σ q·l)` is their whole, rounded once.
 
 #![allow(
     clippy::needless_range_loop,
@@ -14,7 +16,7 @@ use std::marker::PhantomData;
 
 use crate::{
     Format,
-    activations::{Activations, ROW_BYTES},
+    activations::{Activations, Rounding, row_bytes},
     lanes::{Kernel, Lanes, Level, most_rows, run},
     tiles::{self, Kind, PANEL_BYTES, Panel, ROWS, Source},
 };
@@ -53,15 +55,18 @@ pub struct Scratch {
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
-/// Calls `$call` with `R` set to `$rows`, which is one of 1..=12.
+/// Calls `$call` with `R` set to `$rows`, which is one of those listed.
 macro_rules! with_rows {
-    ($rows:expr, $R:ident => $call:expr) => {
+    ($rows:expr, 1..=4, $R:ident => $call:expr) => {
+        with_rows!(@ $rows, $R => $call, 1 2 3 4)
+    };
+    ($rows:expr, 1..=12, $R:ident => $call:expr) => {
         with_rows!(@ $rows, $R => $call, 1 2 3 4 5 6 7 8 9 10 11 12)
     };
     (@ $rows:expr, $R:ident => $call:expr, $($n:literal)+) => {
         match $rows {
             $($n => { const $R: usize = $n; $call })+
-            other => unreachable!("a group has 1..=12 rows, not {other}"),
+            other => unreachable!("a group does not have {other} rows"),
         }
     };
 }
@@ -117,12 +122,25 @@ fn quantised<'a, S: Source, P: Source>(
     activations: &Activations,
     scratch: &'a mut Scratch,
 ) -> &'a [Sums] {
+    match activations.rounding() {
+        Rounding::Int8 => in_planes::<S, P, 1>(level, weights, activations, scratch),
+        Rounding::Int16 => in_planes::<S, P, 2>(level, weights, activations, scratch),
+    }
+}
+
+/// [`quantised`] with activations of `N` planes of eight bits.
+fn in_planes<'a, S: Source, P: Source, const N: usize>(
+    level: Level,
+    weights: &[u8],
+    activations: &Activations,
+    scratch: &'a mut Scratch,
+) -> &'a [Sums] {
     let (rows, blocks) = (activations.rows(), activations.blocks());
     scratch.sums.clear();
     scratch.sums.resize(rows, [0.0; ROWS]);
     if rows <= DIRECT {
         let (a, sums) = (activations.bytes(0), &mut scratch.sums[..]);
-        with_rows!(rows, R => run(level, Step::<S, R>::new(weights, 0..blocks, a, sums)));
+        with_rows!(rows, 1..=4, R => run(level, Step::<S, R, N>::new(weights, 0..blocks, a, sums)));
         return &scratch.sums;
     }
     scratch
@@ -144,10 +162,10 @@ fn quantised<'a, S: Source, P: Source>(
         for group in 0..activations.groups() {
             let part = activations.group(group);
             let n = part.len();
-            let a = &activations.bytes(group)[start * n * ROW_BYTES..];
+            let a = &activations.bytes(group)[start * n * row_bytes(N)..];
             let sums = &mut scratch.sums[part];
-            with_rows!(n, R => {
-                run(level, Step::<Panel<P>, R>::new(panel, 0..count, a, sums))
+            with_rows!(n, 1..=12, R => {
+                run(level, Step::<Panel<P>, R, N>::new(panel, 0..count, a, sums))
             });
         }
     }
@@ -180,8 +198,8 @@ impl<S: Source> Kernel for Unpack<'_, S> {
     }
 }
 
-/// Adds the products of some blocks with a group of `R` rows to the sums.
-struct Step<'a, S, const R: usize> {
+/// Adds the products of some blocks with a group of `R` rows of `N` planes to the sums.
+struct Step<'a, S, const R: usize, const N: usize> {
     weights: &'a [u8],
     blocks: usize,
     a: &'a [u8],
@@ -189,7 +207,7 @@ struct Step<'a, S, const R: usize> {
     source: PhantomData<S>,
 }
 
-impl<'a, S: Source, const R: usize> Step<'a, S, R> {
+impl<'a, S: Source, const R: usize, const N: usize> Step<'a, S, R, N> {
     fn new(
         weights: &'a [u8],
         blocks: std::ops::Range<usize>,
@@ -201,7 +219,7 @@ impl<'a, S: Source, const R: usize> Step<'a, S, R> {
             unreachable!("a group of {R} rows")
         };
         assert!(weights.len() >= blocks * S::BYTES);
-        assert!(a.len() >= blocks * R * ROW_BYTES);
+        assert!(a.len() >= blocks * R * row_bytes(N));
         Step {
             weights,
             blocks,
@@ -212,7 +230,7 @@ impl<'a, S: Source, const R: usize> Step<'a, S, R> {
     }
 }
 
-impl<S: Source, const R: usize> Kernel for Step<'_, S, R> {
+impl<S: Source, const R: usize, const N: usize> Kernel for Step<'_, S, R, N> {
     type Output = ();
     #[inline(always)]
     unsafe fn call<L: Lanes>(self) {
@@ -231,11 +249,11 @@ impl<S: Source, const R: usize> Kernel for Step<'_, S, R> {
                 ask_ahead::<L, S>(weights, b);
                 let block = S::block::<L>(weights, b);
                 if L::HOLDS_BLOCK {
-                    unrolled!(r < R => acc[r] = add_block::<L, S, R>(acc[r], &block, a, r));
+                    unrolled!(r < R => acc[r] = add_block::<L, S, R, N>(acc[r], &block, a, r));
                 } else {
-                    acc = add_block_to_all::<L, S, R>(acc, &block, a);
+                    acc = add_block_to_all::<L, S, R, N>(acc, &block, a);
                 }
-                a = a.add(R * ROW_BYTES);
+                a = a.add(R * row_bytes(N));
             }
             unrolled!(r < R => L::store(self.sums[r].as_mut_ptr(), acc[r]));
         }
@@ -256,23 +274,62 @@ unsafe fn ask_ahead<L: Lanes, S: Source>(weights: *const u8, b: usize) {
 
 /// One block with row `r` of a group of `R`, whose block begins at `a`.
 #[inline(always)]
-unsafe fn add_block<L: Lanes, S: Source, const R: usize>(
+unsafe fn add_block<L: Lanes, S: Source, const R: usize, const N: usize>(
     acc: L::F,
     block: &tiles::Unpacked<L>,
     a: *const u8,
     r: usize,
 ) -> L::F {
-    // SAFETY: a block of `R` rows has `R · ROW_BYTES` bytes at `a`, and r < R.
+    // SAFETY: a block of `R` rows has `R` times `row_bytes(N)` bytes at `a`, and r < R.
     unsafe {
-        let q = |i: usize| a.add((i * R + r) * 4).cast::<i8>();
-        let word = |i: usize| a.add(32 * R + (i * R + r) * 4);
+        let word = |i: usize| a.add(32 * N * R + (i * R + r) * 4);
         let number = |i: usize| word(i).cast::<f32>().read_unaligned();
         let whole = |i: usize| word(i).cast::<i32>().read_unaligned();
-        let (first, second) = match S::KIND {
-            Kind::Offset => (-(S::OFFSET - taken_off::<L, S>()) * whole(4), 0),
+        // What weights are too large by, times the sums of a plane: −Σ offset · a.
+        let starts = |plane: usize| match S::KIND {
+            Kind::Offset => (-(S::OFFSET - taken_off::<L, S>()) * whole(4 + 3 * plane), 0),
             Kind::Min => (0, 0),
-            Kind::Halves => (-S::OFFSET * whole(2), -S::OFFSET * whole(3)),
+            Kind::Halves => (
+                -S::OFFSET * whole(2 + 3 * plane),
+                -S::OFFSET * whole(3 + 3 * plane),
+            ),
         };
+        let (i0, i1) = half_sums::<L, S, R>(starts(0), block, a, r);
+        let (half0, half1) = match N {
+            1 => (L::to_f(i0), L::to_f(i1)),
+            _ => {
+                let (l0, l1) = half_sums::<L, S, R>(starts(1), block, a.add(32 * R), r);
+                (joined::<L>(i0, l0), joined::<L>(i1, l1))
+            }
+        };
+        let d = L::splat(number(0));
+        match S::KIND {
+            Kind::Offset => L::fma(half1, L::mul(block.s, d), acc),
+            Kind::Min => {
+                let acc = L::fma(half1, L::mul(block.s, d), acc);
+                L::fma(block.t, L::splat(number(1)), acc)
+            }
+            Kind::Halves => {
+                let acc = L::fma(half0, L::mul(block.s, d), acc);
+                L::fma(half1, L::mul(block.t, d), acc)
+            }
+        }
+    }
+}
+
+/// Sums of both halves of a block with the bytes of a plane at `a`, row `r` of `R`, on top
+/// of two given ones; where halves have no scales of their own, the second is of the whole.
+#[inline(always)]
+unsafe fn half_sums<L: Lanes, S: Source, const R: usize>(
+    (first, second): (i32, i32),
+    block: &tiles::Unpacked<L>,
+    a: *const u8,
+    r: usize,
+) -> (L::I, L::I) {
+    // SAFETY: a plane of `R` rows has 32 · `R` bytes at `a`, and r < R.
+    unsafe {
+        let q = |i: usize| a.add((i * R + r) * 4).cast::<i8>();
+        let halves = matches!(S::KIND, Kind::Halves);
         let mut i0 = L::splat_i(first);
         let mut i1 = L::splat_i(second);
         i0 = dot::<L, S>(i0, block.w[0], q(0));
@@ -281,7 +338,7 @@ unsafe fn add_block<L: Lanes, S: Source, const R: usize>(
         i0 = dot::<L, S>(i0, block.w[3], q(3));
         // With few rows a second sum hides the latency of the instruction; with many
         // the rows hide each other's, and one sum saves an addition.
-        let one = !matches!(S::KIND, Kind::Halves) && R > DIRECT;
+        let one = !halves && R > DIRECT;
         if one {
             i1 = i0;
         }
@@ -289,63 +346,87 @@ unsafe fn add_block<L: Lanes, S: Source, const R: usize>(
         i1 = dot::<L, S>(i1, block.w[5], q(5));
         i1 = dot::<L, S>(i1, block.w[6], q(6));
         i1 = dot::<L, S>(i1, block.w[7], q(7));
-        let all = if one { i1 } else { L::add_i(i0, i1) };
-        let d = L::splat(number(0));
-        match S::KIND {
-            Kind::Offset => L::fma(L::to_f(all), L::mul(block.s, d), acc),
-            Kind::Min => {
-                let acc = L::fma(L::to_f(all), L::mul(block.s, d), acc);
-                L::fma(block.t, L::splat(number(1)), acc)
-            }
-            Kind::Halves => {
-                let acc = L::fma(L::to_f(i0), L::mul(block.s, d), acc);
-                L::fma(L::to_f(i1), L::mul(block.t, d), acc)
-            }
+        if !halves && !one {
+            i1 = L::add_i(i0, i1);
         }
+        (i0, i1)
     }
+}
+
+/// `128 · high + low`, rounded once: both are below 2²⁴, so that they are exact in `f32`.
+#[inline(always)]
+unsafe fn joined<L: Lanes>(high: L::I, low: L::I) -> L::F {
+    // SAFETY: the caller vouches for the features.
+    unsafe { L::fma(L::to_f(high), L::splat(128.0), L::to_f(low)) }
 }
 
 /// [`add_block`] with all rows of a group, whose block begins at `a`. Each register of
 /// weights meets all rows in turn; the sums are the same.
 #[inline(always)]
-unsafe fn add_block_to_all<L: Lanes, S: Source, const R: usize>(
+unsafe fn add_block_to_all<L: Lanes, S: Source, const R: usize, const N: usize>(
     mut acc: [L::F; R],
     block: &tiles::Unpacked<L>,
     a: *const u8,
 ) -> [L::F; R] {
-    // SAFETY: a block of `R` rows has `R · ROW_BYTES` bytes at `a`, and r < R.
+    // SAFETY: a block of `R` rows has `R` times `row_bytes(N)` bytes at `a`, and r < R.
     unsafe {
-        let word = |i: usize, r: usize| a.add(32 * R + (i * R + r) * 4);
+        let word = |i: usize, r: usize| a.add(32 * N * R + (i * R + r) * 4);
         let number = |i: usize, r: usize| word(i, r).cast::<f32>().read_unaligned();
         let whole = |i: usize, r: usize| word(i, r).cast::<i32>().read_unaligned();
         let [w0, w1, w2, w3, w4, w5, w6, w7] = block.w;
         let halves = matches!(S::KIND, Kind::Halves);
-        let mut sums = [L::splat_i(0); R];
-        for r in 0..R {
-            sums[r] = L::splat_i(match S::KIND {
-                Kind::Offset => -(S::OFFSET - taken_off::<L, S>()) * whole(4, r),
-                Kind::Min => 0,
-                Kind::Halves => -S::OFFSET * whole(2, r),
-            });
+        let start = |first: usize, plane: usize, r: usize| match S::KIND {
+            Kind::Offset if first == 0 => {
+                -(S::OFFSET - taken_off::<L, S>()) * whole(4 + 3 * plane, r)
+            }
+            Kind::Halves => -S::OFFSET * whole(2 + first + 3 * plane, r),
+            _ => 0,
+        };
+        let mut sums = [[L::splat_i(0); R]; N];
+        for plane in 0..N {
+            let a = a.add(32 * R * plane);
+            for r in 0..R {
+                sums[plane][r] = L::splat_i(start(0, plane, r));
+            }
+            sums[plane] = dots::<L, S, R>(sums[plane], [w0, w1, w2, w3], a.cast());
         }
-        sums = dots::<L, S, R>(sums, [w0, w1, w2, w3], a.cast());
         if halves {
             for r in 0..R {
                 let scale = L::mul(block.s, L::splat(number(0, r)));
-                acc[r] = L::fma(L::to_f(sums[r]), scale, acc[r]);
-                sums[r] = L::splat_i(-S::OFFSET * whole(3, r));
+                acc[r] = L::fma(whole_of::<L, R, N>(&sums, r), scale, acc[r]);
+                for plane in 0..N {
+                    sums[plane][r] = L::splat_i(start(1, plane, r));
+                }
             }
         }
-        sums = dots::<L, S, R>(sums, [w4, w5, w6, w7], a.add(16 * R).cast());
+        for plane in 0..N {
+            let a = a.add(32 * R * plane + 16 * R);
+            sums[plane] = dots::<L, S, R>(sums[plane], [w4, w5, w6, w7], a.cast());
+        }
         for r in 0..R {
             let scale = if halves { block.t } else { block.s };
             let scale = L::mul(scale, L::splat(number(0, r)));
-            acc[r] = L::fma(L::to_f(sums[r]), scale, acc[r]);
+            acc[r] = L::fma(whole_of::<L, R, N>(&sums, r), scale, acc[r]);
             if matches!(S::KIND, Kind::Min) {
                 acc[r] = L::fma(block.t, L::splat(number(1, r)), acc[r]);
             }
         }
         acc
+    }
+}
+
+/// The number that the sums of a row's planes are.
+#[inline(always)]
+unsafe fn whole_of<L: Lanes, const R: usize, const N: usize>(
+    sums: &[[L::I; R]; N],
+    r: usize,
+) -> L::F {
+    // SAFETY: the caller vouches for the features.
+    unsafe {
+        match N {
+            1 => L::to_f(sums[0][r]),
+            _ => joined::<L>(sums[0][r], sums[N - 1][r]),
+        }
     }
 }
 

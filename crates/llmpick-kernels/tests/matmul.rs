@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use llmpick_kernels::{
-    Embedding, Format, KernelError, Matrix, Pool,
+    Embedding, Format, KernelError, Matrix, Pool, Rounding,
     map::Pages,
     testing::{Random, random_weights},
 };
@@ -23,10 +23,24 @@ fn dequantised(format: Format, rows: usize, cols: usize, bytes: &[u8]) -> Vec<f3
 }
 
 fn check(format: Format, rows: usize, cols: usize, m: usize, seed: u64) {
-    let what = format!("{format:?} {rows}×{cols} m={m} seed={seed}");
+    for rounding in [Rounding::Int8, Rounding::Int16] {
+        check_with(rounding, format, (rows, cols), m, seed);
+    }
+}
+
+fn check_with(
+    rounding: Rounding,
+    format: Format,
+    (rows, cols): (usize, usize),
+    m: usize,
+    seed: u64,
+) {
+    let what = format!("{format:?} {rounding:?} {rows}×{cols} m={m} seed={seed}");
     let pool = Pool::new(2);
     let bytes = random_weights(format, rows, cols, seed);
-    let matrix = Matrix::from_ggml(format.ggml(), rows, cols, &bytes).unwrap();
+    let matrix = Matrix::from_ggml(format.ggml(), rows, cols, &bytes)
+        .unwrap()
+        .rounding(rounding);
     let x = Random::new(seed ^ 77).vec(m * cols);
     let mut y = vec![f32::NAN; m * rows];
     matrix.matmul(&pool, &x, m, &mut y);
@@ -43,7 +57,12 @@ fn check(format: Format, rows: usize, cols: usize, m: usize, seed: u64) {
             // An activation is off by at most half a step of 1/127 of its block's
             // largest, evenly spread: 1/127/√12 each, so five times that, summed
             // in squares, is safely outside of chance.
-            let allowed = if format.is_float() { 2e-6 } else { 0.012 };
+            // With 1/16256 it is 128 times less, and sums in `f32` add their share.
+            let allowed = match rounding {
+                _ if format.is_float() => 2e-6,
+                Rounding::Int8 => 0.012,
+                Rounding::Int16 => 1e-4 + 1e-5,
+            };
             let error = (f64::from(*y) - exact).abs() / (norm(w) * norm(x)).max(1e-9);
             assert!(
                 error < allowed,

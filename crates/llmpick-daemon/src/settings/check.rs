@@ -5,7 +5,7 @@ use std::time::Duration;
 use camino::{Utf8Path, Utf8PathBuf};
 use llmpick_core::{ArmId, Mode, NanoDollars, Sampling, Score};
 use llmpick_dispatch::ContextFrom;
-use llmpick_engine::{DeviceChoice, KvType};
+use llmpick_engine::{DeviceChoice, KvType, Rounding};
 use llmpick_plugin_host::Isolation;
 use llmpick_remote::{RemoteSchedulerOptions, Secret};
 use llmpick_store::names_weights;
@@ -365,8 +365,20 @@ impl Reader<'_> {
             max_context: self.optional_positive("compute.max_context")?,
             memory_limit: self.bytes("compute.memory_limit")?,
             kv_cache: self.kv_cache()?,
+            activations: self.activations()?,
             device: self.device()?,
         })
+    }
+
+    fn activations(&self) -> Result<Rounding, SettingsError> {
+        let key = "compute.activations";
+        match self.text(key) {
+            None | Some("int8") => Ok(Rounding::Int8),
+            Some("int16") => Ok(Rounding::Int16),
+            Some(other) => {
+                Err(self.wrong(key, format!("is `{other}`, and has to be int8 or int16")))
+            }
+        }
     }
 
     fn kv_cache(&self) -> Result<KvType, SettingsError> {

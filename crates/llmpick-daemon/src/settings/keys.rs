@@ -115,6 +115,7 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("compute.max_context", Kind::Count),
     ("compute.memory_limit", Kind::Text),
     ("compute.kv_cache", Kind::Text),
+    ("compute.activations", Kind::Text),
     ("compute.device", Kind::Text),
     ("store.models_dir", Kind::Text),
     ("store.offline", Kind::Switch),

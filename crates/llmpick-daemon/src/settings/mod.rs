@@ -15,7 +15,7 @@ use std::time::Duration;
 use camino::Utf8PathBuf;
 use llmpick_core::{ArmId, Mode, NanoDollars, Sampling, Score};
 use llmpick_dispatch::ContextFrom;
-use llmpick_engine::{DeviceChoice, KvType};
+use llmpick_engine::{DeviceChoice, KvType, Rounding};
 use llmpick_plugin_host::Isolation;
 use llmpick_remote::{RemoteSchedulerOptions, Secret};
 
@@ -168,6 +168,8 @@ pub struct ComputeSettings {
     pub memory_limit: Option<u64>,
     /// How keys and values are kept.
     pub kv_cache: KvType,
+    /// How finely quantised weights meet what is multiplied with them.
+    pub activations: Rounding,
     /// Where models run.
     pub device: DeviceChoice,
 }
