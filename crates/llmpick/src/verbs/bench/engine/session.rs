@@ -182,12 +182,13 @@ impl<'a> Session<'a> {
 
     /// Starts of new processes, ours and the peer's in turn.
     async fn loads(&mut self, prompt: &[u32]) -> Result<LoadTimes> {
-        let (warm, warm_first) = self.starts(prompt, false).await?;
+        let warm = self.starts(prompt, false).await?;
+        let (warm, warm_first) = warm.map_err(|why| CliError::new(ExitCode::Failed, why))?;
         self.measures.push(warm.measure("load", Unit::Seconds));
         let name = format!("load and first token, prompt {}", prompt.len());
         self.measures.push(warm_first.measure(&name, Unit::Seconds));
-        let cold = match self.drop_file() {
-            Ok(()) => Some(self.starts(prompt, true).await?),
+        let cold = match self.starts(prompt, true).await? {
+            Ok(cold) => Some(cold),
             Err(why) => {
                 self.notes.push(format!("cold loads are left out: {why}"));
                 None
@@ -208,8 +209,13 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Seconds to load, and to the first token.
-    async fn starts(&mut self, prompt: &[u32], cold: bool) -> Result<(Pairs, Pairs)> {
+    /// Seconds to load, and to the first token; or why a start cannot be cold. Another
+    /// process may open the file at any time, between two starts as well.
+    async fn starts(
+        &mut self,
+        prompt: &[u32],
+        cold: bool,
+    ) -> Result<Result<(Pairs, Pairs), String>> {
         let task = Task {
             prompts: vec![prompt.len()],
             gen_tokens: 1,
@@ -224,17 +230,19 @@ impl<'a> Session<'a> {
         for round in 0..=self.plan.runs {
             self.gate.say(name, round, self.plan.runs);
             let ready = |session: &Self| match cold {
-                true => session
-                    .drop_file()
-                    .map_err(|why| CliError::new(ExitCode::Failed, why)),
+                true => session.drop_file(),
                 false => Ok(()),
             };
-            ready(self)?;
+            if let Err(why) = ready(self) {
+                return Ok(Err(why));
+            }
             let ours = async || once::start(&task).await;
             let ours = self.gate.counted(all, !cold, ours).await?;
             let theirs = match &self.program {
                 Some(program) => {
-                    ready(self)?;
+                    if let Err(why) = ready(self) {
+                        return Ok(Err(why));
+                    }
                     let start = async || fresh_peer(program, &asked, prompt).await;
                     Some(self.gate.counted(all, !cold, start).await?)
                 }
@@ -252,7 +260,7 @@ impl<'a> Session<'a> {
                 self.about = Some(about);
             }
         }
-        Ok((load, first))
+        Ok(Ok((load, first)))
     }
 
     /// Gets the model's file out of the system's cache; says why that cannot be.
