@@ -24,6 +24,23 @@ pub(crate) fn log_likelihoods(
         .collect()
 }
 
+/// The `count` largest logits of a row with their natural log-probabilities, largest first;
+/// of equals the lower id comes first.
+pub(crate) fn best(logits: &[f32], count: usize) -> Vec<(u32, f64)> {
+    let mut best: Vec<usize> = Vec::with_capacity(count + 1);
+    for (id, logit) in logits.iter().enumerate() {
+        let last = best.last().map_or(f32::NEG_INFINITY, |id| logits[*id]);
+        if best.len() < count || *logit > last {
+            let place = best.partition_point(|id| logits[*id] >= *logit);
+            best.insert(place, id);
+            best.truncate(count);
+        }
+    }
+    best.into_iter()
+        .map(|id| (id as u32, log_likelihood(logits, id)))
+        .collect()
+}
+
 fn log_likelihood(logits: &[f32], target: usize) -> f64 {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|x| f64::from((x - max).exp())).sum();
@@ -41,5 +58,17 @@ mod tests {
         let all = log_likelihoods(&Pool::new(1), &logits, 4, &[2, 0]);
         assert!((all[0] - 0.25f64.ln()).abs() < 1e-12);
         assert_eq!(all[1], 0.0);
+    }
+
+    #[test]
+    fn the_best_are_sorted_and_equals_keep_their_order() {
+        let ids = |logits: &[f32], count| -> Vec<u32> {
+            best(logits, count).into_iter().map(|(id, _)| id).collect()
+        };
+        let logits = [0.0, 2.0, -1.0, 2.0, 3.0];
+        assert_eq!(ids(&logits, 3), [4, 1, 3]);
+        assert_eq!(ids(&logits, 9), [4, 1, 3, 0, 2]);
+        assert_eq!(ids(&[1.0, 1.0], 1), [0]);
+        assert!((best(&[0.0; 4], 1)[0].1 - 0.25f64.ln()).abs() < 1e-12);
     }
 }

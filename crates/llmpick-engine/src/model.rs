@@ -23,7 +23,7 @@ use crate::file::ModelFile;
 use crate::gguf;
 use crate::gpu::{DeviceChoice, Place};
 use crate::info::{ModelInfo, describe};
-use crate::likelihood::log_likelihoods;
+use crate::likelihood::{best, log_likelihoods};
 use crate::memory;
 use crate::output::Output;
 use crate::runner::{Plan, Runner};
@@ -409,6 +409,46 @@ impl Model {
             ppl: (nll / count as f64).exp(),
             context,
         })
+    }
+
+    /// Natural log-probability of each of `tokens` from index `first` on, given all before it.
+    ///
+    /// # Errors
+    /// If nothing stands before `first`, or there are more tokens than the context holds.
+    pub fn likelihoods(&mut self, tokens: &[u32], first: usize) -> Result<Vec<f64>, EngineError> {
+        if first == 0 || first >= tokens.len() {
+            return Err(EngineError::InvalidRequest(format!(
+                "of {} tokens, those from 1 on have a likelihood, not those from {first} on",
+                tokens.len()
+            )));
+        }
+        self.log_likelihoods(tokens, first, &|| false, &mut Clock::default())
+    }
+
+    /// The `count` most likely tokens after each position of `tokens` from `first` on, the
+    /// likeliest first, with natural log-probabilities. Of equals the lower id comes first.
+    ///
+    /// # Errors
+    /// If `tokens` are none, or more than the context holds.
+    pub fn candidates(
+        &mut self,
+        tokens: &[u32],
+        first: usize,
+        count: usize,
+    ) -> Result<Vec<Vec<(u32, f64)>>, EngineError> {
+        if first >= tokens.len() {
+            return Err(EngineError::InvalidRequest(format!(
+                "there is no position {first} among {} tokens",
+                tokens.len()
+            )));
+        }
+        let vocab = self.runner.vocab();
+        let mut all = Vec::with_capacity(tokens.len() - first);
+        let clock = &mut Clock::default();
+        self.run(tokens, first, &|| false, clock, &mut |_, logits| {
+            all.extend(logits.chunks_exact(vocab).map(|row| best(row, count)));
+        })?;
+        Ok(all)
     }
 
     /// Natural log-probability of each token from index `first` (at least 1) on, given all before it.

@@ -125,7 +125,7 @@ impl Plan {
 fn say_what_stock_means(shape: &StockShape, device: &Device, options: &DecoderOptions) {
     let architecture = &shape.architecture;
     let threads = candle_core::utils::get_num_threads();
-    tracing::info!(%architecture, threads, "stock candle model: slower than our decoder");
+    tracing::info!(%architecture, threads, "stock candle model: slower than our decoder, and rounds activations to eight bits");
     if threads != device.pool().threads() {
         tracing::warn!(
             %architecture,

@@ -34,8 +34,8 @@ fn answer(model: &mut Model, prompt: &str) -> (String, Vec<f32>, u32) {
     (text, logprobs, finish.unwrap().usage.cached_tokens)
 }
 
-/// candle multiplies quantised weights with activations of 8 bits, as our kernels do, and
-/// rounds them in blocks of another size: `tolerance` is for that.
+/// candle multiplies quantised weights with activations of 8 bits, ours of 15, and candle
+/// has blocks of another size: `tolerance` is for that.
 fn check(what: &str, tiny: &Tiny, tolerance: f64) {
     let folder = tempfile::tempdir().unwrap();
     let path = tiny.write(folder.path());

@@ -160,10 +160,9 @@ fn gguf_reader() {
     drive("gguf", &files(), 1500, fuzz::gguf);
 }
 
-#[test]
-fn tokenizer_conversion() {
+fn vocabularies() -> Vec<Vec<u8>> {
     let bytes = |parts: &[&[u8]]| parts.concat();
-    let seeds = [
+    vec![
         // A byte-level vocabulary of five tokens and two merges.
         bytes(&[
             &[0, 1, 0, 5],
@@ -186,20 +185,45 @@ fn tokenizer_conversion() {
             &[0, 0, 1, 2],
             b"a b a\xFF\xFEb",
         ]),
-    ];
-    drive("tokenizer", &seeds, 30_000, fuzz::tokenizer);
+    ]
 }
 
 #[test]
-fn template_renderer() {
+fn tokenizer_conversion() {
+    drive("tokenizer", &vocabularies(), 30_000, fuzz::tokenizer);
+}
+
+fn templates() -> Vec<Vec<u8>> {
     let with_content = |source: &str| [source.as_bytes(), b"\0\0hello {{ x }} <s>"].concat();
-    let seeds = [
+    [
         llmpick_engine::template::CHATML,
         "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m['content'] | trim }} [/INST]{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}",
         "{% macro f(x) %}{{ x | upper }}{% endmacro %}{% set ns = namespace(a=1) %}{% set ns.a = [ns.a] %}{{ f(ns.a) }}{{ messages | tojson }}{{ strftime_now('%Y') }}",
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ messages[-1].content.split(' ')[0].strip() }}{{ range(7) | list }}",
         "{%- for i in range(99) -%}{%- for j in range(99) -%}{{ loop.index0 }}{% break %}{%- endfor -%}{%- endfor -%}{% generation %}x{% endgeneration %}",
     ]
-    .map(with_content);
-    drive("template", &seeds, 6_000, fuzz::template);
+    .map(with_content)
+    .to_vec()
+}
+
+#[test]
+fn template_renderer() {
+    drive("template", &templates(), 6_000, fuzz::template);
+}
+
+#[test]
+#[ignore = "writes what cargo-fuzz begins with: see fuzz/README.md"]
+fn write_seeds() {
+    let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+    for (name, seeds) in [
+        ("gguf", files()),
+        ("tokenizer", vocabularies()),
+        ("template", templates()),
+    ] {
+        let folder = corpus.join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        for (number, seed) in seeds.iter().enumerate() {
+            std::fs::write(folder.join(format!("seed-{number}")), seed).unwrap();
+        }
+    }
 }

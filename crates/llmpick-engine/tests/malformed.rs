@@ -53,6 +53,23 @@ impl Bench {
     }
 }
 
+impl Bench {
+    /// The good file with one setting more, in front of the others.
+    fn with_setting(&self, key: &str, kind: u32, value: &[u8]) -> Vec<u8> {
+        let count = u64::from_le_bytes(*self.good[16..24].first_chunk().unwrap());
+        [
+            &self.good[..16],
+            &(count + 1).to_le_bytes(),
+            &(key.len() as u64).to_le_bytes(),
+            key.as_bytes(),
+            &kind.to_le_bytes(),
+            value,
+            &self.good[24..],
+        ]
+        .concat()
+    }
+}
+
 fn refusal(path: &Path) -> LoadErrorKind {
     Model::open(path, &EngineOptions::default())
         .err()
@@ -236,12 +253,15 @@ fn settings_that_contradict_the_tensors_or_sense_are_refused() {
         ("embedding_length", Value::U32(0)),
         ("embedding_length", Value::U32(32)),
         ("embedding_length", Value::U32(0xFF_FFFF)),
+        ("feed_forward_length", Value::U32(0)),
         ("feed_forward_length", Value::U32(95)),
         ("attention.head_count", Value::U32(0)),
         ("attention.head_count", Value::U32(3)),
         ("attention.head_count", Value::U32(0xFF_FFFF)),
+        ("attention.head_count_kv", Value::U32(0)),
         ("attention.head_count_kv", Value::U32(3)),
         ("attention.head_count_kv", Value::U32(4)),
+        ("attention.key_length", Value::U32(0)),
         ("attention.key_length", Value::U32(8)),
         ("attention.key_length", Value::U32(0xFF_FFFF)),
         ("attention.value_length", Value::U32(8)),
@@ -257,6 +277,7 @@ fn settings_that_contradict_the_tensors_or_sense_are_refused() {
         ("final_logit_softcapping", Value::F32(f32::INFINITY)),
         ("rope.freq_base", Value::F32(0.0)),
         ("rope.freq_base", Value::F32(f32::INFINITY)),
+        ("rope.dimension_count", Value::U32(0)),
         ("rope.dimension_count", Value::U32(15)),
         ("rope.dimension_count", Value::U32(18)),
         ("rope.scaling.factor", Value::F32(0.0)),
@@ -393,6 +414,78 @@ fn bytes_and_settings_are_said_once() {
     let kind = bench.refusal(&bench.changed(bench.find(one), two));
     assert!(
         kind.to_string().contains("two settings are called"),
+        "{kind}"
+    );
+}
+
+/// Alignments, and arrays of lengths and depths that no file can hold.
+#[test]
+fn absurd_settings_are_refused() {
+    const NUMBER: u32 = 4;
+    const LONG: u32 = 10;
+    const TEXT: u32 = 8;
+    const ARRAY: u32 = 9;
+    let bench = Bench::new();
+    let array = |kind: u32, count: u64| {
+        let head: [&[u8]; 2] = [&kind.to_le_bytes(), &count.to_le_bytes()];
+        head.concat()
+    };
+    let number = |n: u32| n.to_le_bytes().to_vec();
+    for (key, kind, value, said) in [
+        ("general.alignment", NUMBER, number(0), "alignment is 0"),
+        ("general.alignment", NUMBER, number(3), "alignment is 3"),
+        (
+            "general.alignment",
+            NUMBER,
+            number(1 << 31),
+            "alignment is 2147483648",
+        ),
+        (
+            "general.alignment",
+            LONG,
+            vec![32, 0, 0, 0, 0, 0, 0, 0],
+            "32-bit",
+        ),
+        ("an.array", ARRAY, array(NUMBER, u64::MAX), "an array"),
+        ("an.array", ARRAY, array(LONG, u64::MAX / 8 + 1), "an array"),
+        ("an.array", ARRAY, array(TEXT, 1 << 40), "a setting"),
+        (
+            "an.array",
+            ARRAY,
+            array(ARRAY, 1).repeat(8),
+            "nested too deep",
+        ),
+        ("an.array", ARRAY, array(77, 1), "unknown type 77"),
+        ("a.number", 77, Vec::new(), "unknown type 77"),
+        ("a.text", TEXT, u64::MAX.to_le_bytes().to_vec(), "a setting"),
+    ] {
+        let kind = bench.refusal(&bench.with_setting(key, kind, &value));
+        let message = kind.to_string();
+        assert!(
+            matches!(
+                kind,
+                LoadErrorKind::Malformed(_) | LoadErrorKind::Truncated { .. }
+            ),
+            "{key} {said}: {message}"
+        );
+        assert!(
+            message.contains(said),
+            "{key}: {message:?} without {said:?}"
+        );
+    }
+}
+
+#[test]
+fn more_tokens_than_embeddings_are_refused() {
+    let bench = Bench::new();
+    let name = b"token_embd.weight";
+    // After the name: rank and columns, then rows.
+    let at = bench.find(name) + name.len() + 4 + 8;
+    let rows = common::tiny::VOCAB as u64 - 1;
+    let kind = bench.refusal(&bench.changed(at, &rows.to_le_bytes()));
+    assert!(
+        kind.to_string()
+            .contains("259 tokens and embeddings for 258"),
         "{kind}"
     );
 }

@@ -21,9 +21,9 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Rounding {
     /// Eight bits for each of 32 numbers with one scale, as in llama.cpp: fastest.
-    #[default]
     Int8,
     /// Fifteen bits: twice the products of integers, and no error to speak of.
+    #[default]
     Int16,
 }
 

@@ -24,6 +24,8 @@ cargo xtask COMMAND
   cuda                  build the command with GPU support, and try it
   arm [FILTER…]         run the kernels' tests for 64-bit ARM, emulated
   tidy                  hold the crates' dependencies against the plan
+  golden [MODEL…]       ask the full-precision models what the tests of the
+                        engine are compared with; minutes to hours, up to 9 GB of memory
 ";
 
 fn main() -> ExitCode {
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         "cuda" => cuda::cuda(&rest),
         "arm" => arm::arm(&rest),
         "tidy" => tidy::tidy(),
+        "golden" => test::golden(&rest),
         "" | "help" | "--help" | "-h" => {
             print!("{HELP}");
             return ExitCode::SUCCESS;

@@ -57,6 +57,35 @@ pub fn test(arguments: &[String]) -> Result<u8, String> {
     Ok(0)
 }
 
+/// Asks the full-precision models again and writes what they say into
+/// `crates/llmpick-engine/tests/data/reference`; what is there already is kept, so remove a file
+/// to have it made anew. `models` are parts of their names; none means all.
+pub fn golden(models: &[String]) -> Result<u8, String> {
+    let mut wanted = Vec::new();
+    for (test, model) in [
+        ("make_smollm2", "smollm2-135m-instruct"),
+        ("make_gemma", "gemma-3-270m"),
+        ("make_small_qwen", "qwen2.5-coder-0.5b-instruct"),
+        ("make_large_qwen", "qwen2.5-coder-1.5b-instruct"),
+    ] {
+        let named = models.iter().any(|part| model.contains(part.as_str()));
+        if !named && !models.is_empty() {
+            continue;
+        }
+        wanted.push(test);
+    }
+    if wanted.is_empty() {
+        return Err(format!("no model is called {}", models.join(" or ")));
+    }
+    let mut tests = cargo(["test", "--release", "--package", "llmpick-engine"]);
+    tests.args(["--test", "golden", "--", "--ignored", "--nocapture"]);
+    tests.args(["--test-threads", "1"]).args(wanted);
+    tests.env("LLMPICK_REQUIRE_MODELS", "1");
+    tests.env("LLMPICK_ALL_MODELS", "1");
+    must(tests)?;
+    Ok(0)
+}
+
 /// The models come through the real command, so the tests begin by testing it.
 fn pull(release: &Path, pool: &str) -> Result<(), String> {
     let mut command = Command::new(release.join("llmpick"));

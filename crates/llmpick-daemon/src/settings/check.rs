@@ -373,8 +373,8 @@ impl Reader<'_> {
     fn activations(&self) -> Result<Rounding, SettingsError> {
         let key = "compute.activations";
         match self.text(key) {
-            None | Some("int8") => Ok(Rounding::Int8),
-            Some("int16") => Ok(Rounding::Int16),
+            None | Some("int16") => Ok(Rounding::Int16),
+            Some("int8") => Ok(Rounding::Int8),
             Some(other) => {
                 Err(self.wrong(key, format!("is `{other}`, and has to be int8 or int16")))
             }

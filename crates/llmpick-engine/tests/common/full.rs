@@ -3,15 +3,17 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::BufReader;
-use std::path::Path;
+use std::io::{BufReader, BufWriter};
+use std::path::{Path, PathBuf};
 
-use candle_core::quantized::gguf_file::{Content, Value};
+use candle_core::quantized::gguf_file::{self, Content, Value};
+use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, IndexOp, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::smol::smollm3;
 use candle_transformers::models::{gemma2, gemma3, mistral, phi3, qwen2};
 
+use super::reference::{Continuation, KEPT};
 use super::stock::log_likelihood;
 
 pub enum Full {
@@ -33,31 +35,29 @@ impl Full {
         }
     }
 
-    /// The sum of negative log-likelihoods of `tokens[first..]` in sequences of one length,
-    /// each token given all before it.
-    pub fn nll(&mut self, sequences: &[&[u32]], first: usize) -> f64 {
+    /// The sums of negative log-likelihoods of `tokens[first..]` of each sequence, all of one
+    /// length, each token given all before it.
+    pub fn nll(&mut self, sequences: &[&[u32]], first: usize) -> Vec<f64> {
         match self {
-            Full::Qwen2(model, head) => sequences
+            Full::Qwen2(..) => sequences
                 .iter()
                 .map(|tokens| {
-                    model.clear_kv_cache();
-                    let hidden = model.forward(&input(&[tokens]), 0, None).unwrap();
-                    let asked = hidden.i((0, first - 1..tokens.len() - 1)).unwrap();
-                    let logits = asked.matmul(&head.t().unwrap()).unwrap();
-                    added(&logits, &tokens[first..])
+                    let logits = self.logits(&tokens[..tokens.len() - 1], first - 1);
+                    surprises(&logits, &tokens[first..]).iter().sum()
                 })
-                .sum(),
+                .collect(),
             // Its interface ends in the last position: token by token, side by side.
             Full::Gemma(model) => {
                 model.clear_kv_cache();
                 let part = |from: usize, to: usize| -> Vec<&[u32]> {
                     sequences.iter().map(|tokens| &tokens[from..to]).collect()
                 };
-                let mut nll = 0.0;
+                let mut nll = vec![0.0; sequences.len()];
                 let mut logits = model.forward(&input(&part(0, first)), 0).unwrap();
                 for position in first..sequences[0].len() {
                     let targets: Vec<u32> = sequences.iter().map(|t| t[position]).collect();
-                    nll += added(&logits.i((.., 0)).unwrap(), &targets);
+                    let each = surprises(&logits.i((.., 0)).unwrap(), &targets);
+                    nll.iter_mut().zip(each).for_each(|(sum, one)| *sum += one);
                     let next = input(&part(position, position + 1));
                     logits = model.forward(&next, position).unwrap();
                 }
@@ -65,6 +65,112 @@ impl Full {
             }
         }
     }
+
+    /// How many sequences are best read at once.
+    pub fn side_by_side(&self) -> usize {
+        match self {
+            Full::Qwen2(..) => 1,
+            Full::Gemma(_) => 7,
+        }
+    }
+
+    /// The most likely continuation: `count` tokens, or up to the first of `ends`. `draft`
+    /// guesses how a text goes on; a good guess saves passes and cannot change the result.
+    pub fn continuation(
+        &mut self,
+        prompt: &[u32],
+        count: usize,
+        ends: &[u32],
+        draft: &mut dyn FnMut(&[u32], usize) -> Vec<u32>,
+    ) -> Continuation {
+        let mut found = Continuation {
+            prompt: prompt.to_vec(),
+            tokens: Vec::new(),
+            ties: Vec::new(),
+        };
+        let last = |tokens: &[u32]| tokens.last().is_some_and(|token| ends.contains(token));
+        while found.tokens.len() < count && !last(&found.tokens) {
+            let known = [prompt, &found.tokens].concat();
+            let guess = match self {
+                Full::Qwen2(..) => draft(&known, count - found.tokens.len()),
+                Full::Gemma(_) => Vec::new(),
+            };
+            let asked = [&known[..], &guess[..guess.len().saturating_sub(1)]].concat();
+            let rows: Vec<Vec<f32>> = match self {
+                Full::Qwen2(..) => self.logits(&asked, known.len() - 1).to_vec2().unwrap(),
+                // One token after the other with what it keeps of those before.
+                Full::Gemma(model) => {
+                    let new = if found.tokens.is_empty() {
+                        0
+                    } else {
+                        asked.len() - 1
+                    };
+                    if new == 0 {
+                        model.clear_kv_cache();
+                    }
+                    let logits = model.forward(&input(&[&asked[new..]]), new).unwrap();
+                    logits.i((.., 0)).unwrap().to_vec2().unwrap()
+                }
+            };
+            for (row, logits) in rows.iter().enumerate() {
+                let token = found.push(logits);
+                // What follows a wrong guess is the answer to another text.
+                if last(&[token]) || guess.get(row) != Some(&token) {
+                    break;
+                }
+            }
+        }
+        found
+    }
+
+    /// Logits after each position from `first` on.
+    fn logits(&mut self, tokens: &[u32], first: usize) -> Tensor {
+        let Full::Qwen2(model, head) = self else {
+            panic!("this model gives the last position only");
+        };
+        model.clear_kv_cache();
+        let hidden = model.forward(&input(&[tokens]), 0, None).unwrap();
+        let asked = hidden.i((0, first..tokens.len())).unwrap();
+        asked.matmul(&head.t().unwrap()).unwrap()
+    }
+}
+
+impl Continuation {
+    /// Adds the most likely token, and those nearly as likely as ties.
+    fn push(&mut self, logits: &[f32]) -> u32 {
+        let best = super::stock::argmax(logits);
+        let top = logits[best as usize];
+        for (token, logit) in logits.iter().enumerate() {
+            let gap = f64::from(top - logit);
+            if gap <= KEPT && token != best as usize {
+                let gap = (gap * 1e5).round() / 1e5;
+                self.ties.push((self.tokens.len(), token as u32, gap));
+            }
+        }
+        self.tokens.push(best);
+        best
+    }
+}
+
+/// The file again with every weight as `f32`, in `folder`: products with such weights take
+/// activations as they are.
+pub fn widened(path: &Path, folder: &Path) -> PathBuf {
+    let mut file = BufReader::new(File::open(path).unwrap());
+    let content = Content::read(&mut file).unwrap();
+    let mut tensors = Vec::new();
+    for name in content.tensor_infos.keys() {
+        let tensor = content.tensor(&mut file, name, &Device::Cpu).unwrap();
+        let tensor = tensor.dequantize(&Device::Cpu).unwrap();
+        let tensor = QTensor::quantize(&tensor, GgmlDType::F32).unwrap();
+        tensors.push((name.as_str(), tensor));
+    }
+    let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(k, v)| (*k, v)).collect();
+    let settings = content.metadata.iter().map(|(k, v)| (k.as_str(), v));
+    let settings: Vec<(&str, &Value)> = settings.collect();
+    let wide = folder.join("wide.gguf");
+    let mut to = BufWriter::new(File::create(&wide).unwrap());
+    gguf_file::write(&mut to, &settings, &tensors).unwrap();
+    wide
 }
 
 fn input(sequences: &[&[u32]]) -> Tensor {
@@ -72,13 +178,13 @@ fn input(sequences: &[&[u32]]) -> Tensor {
     Tensor::from_vec(sequences.concat(), shape, &Device::Cpu).unwrap()
 }
 
-/// Negative log-likelihoods of one target per row.
-fn added(logits: &Tensor, targets: &[u32]) -> f64 {
+/// The negative log-likelihood of one target per row.
+fn surprises(logits: &Tensor, targets: &[u32]) -> Vec<f64> {
     let rows: Vec<Vec<f32>> = logits.to_vec2().unwrap();
     assert_eq!(rows.len(), targets.len());
     let each = rows.iter().zip(targets);
     each.map(|(row, target)| -log_likelihood(row, *target))
-        .sum()
+        .collect()
 }
 
 fn architecture(content: &Content) -> &str {

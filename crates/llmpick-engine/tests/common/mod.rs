@@ -5,6 +5,7 @@
 pub mod full;
 pub mod hub;
 pub mod plain;
+pub mod reference;
 pub mod stock;
 pub mod tiny;
 
