@@ -24,7 +24,7 @@ use crate::shape::{Activation, RopeFactors, RopeScaling, Shape};
 pub(crate) const CHUNK: usize = 256;
 
 /// Rows of the embedding table, 64 kB of the file or more with each, that may be in memory.
-const ROWS_KEPT: usize = 64;
+const ROWS_KEPT: usize = 16;
 
 /// What a decoder is told beside the file.
 pub(crate) struct DecoderOptions {
@@ -239,11 +239,11 @@ impl Decoder {
             self.embedding
                 .row(*token as usize, row)
                 .map_err(|error| EngineError::Fault(format!("token {token}: {error}")))?;
-        }
-        self.rows_read += m;
-        if self.rows_read >= ROWS_KEPT {
-            self.embedding.release();
-            self.rows_read = 0;
+            self.rows_read += 1;
+            if self.rows_read == ROWS_KEPT {
+                self.embedding.release();
+                self.rows_read = 0;
+            }
         }
         if self.shape.embedding_scale != 1.0 {
             ops::scale(hidden, self.shape.embedding_scale);

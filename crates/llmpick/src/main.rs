@@ -19,9 +19,6 @@ use crate::cli::{Cli, Verb};
 use crate::error::{CliError, ExitCode, Result};
 use crate::printer::Printer;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> std::process::ExitCode {
     llmpick_daemon::plugins::run_if_child();
     let cli = Cli::parse();
