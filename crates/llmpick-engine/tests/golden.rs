@@ -130,6 +130,8 @@ struct Partings {
     wide: usize,
     /// By how much, at most.
     widest: f64,
+    /// What gaps between likely tokens are off by, root mean square.
+    off: f64,
 }
 
 /// One pass over the reference's tokens shows where ours would part: a row's logits do not
@@ -163,15 +165,15 @@ fn partings(name: &str, rounding: Rounding) -> Option<Partings> {
     }
     let widest = gaps.iter().copied().fold(0.0, f64::max);
     let wide = gaps.iter().filter(|gap| **gap >= TIE).count();
+    let off = root_mean_square(&noise);
     eprintln!(
         "{name}: {} of {} part, {wide} by {TIE} or more, the widest by {widest:.4}; \
-         gaps are {:.4} off (root mean square of {})",
+         gaps are {off:.4} off (root mean square of {})",
         gaps.len(),
         PROMPTS.len(),
-        root_mean_square(&noise),
         noise.len(),
     );
-    Some(Partings { wide, widest })
+    Some(Partings { wide, widest, off })
 }
 
 fn root_mean_square(values: &[f64]) -> f64 {
@@ -278,13 +280,14 @@ fn gemma_continuations() {
 
 /// Activations of eight bits, as llama.cpp has them, decide more than ties: that is why they
 /// are not the default. With smollm2 llama.cpp parts in 14 of these 20 prompts, in 9 by
-/// [`TIE`] or more, by 0.25 at most. The bounds are what was measured, with a little room.
+/// [`TIE`] or more. The bounds are what was measured, with a little room; the widest gap is
+/// none, for it hangs on last bits.
 #[test]
 fn eight_bits_part_as_far_as_in_llama_cpp() {
     let Some(partings) = partings(common::SMOLLM2, Rounding::Int8) else {
         return;
     };
-    assert!(partings.wide <= 13 && partings.widest < 0.4);
+    assert!(partings.wide <= 13 && partings.off < 0.2);
 }
 
 #[test]

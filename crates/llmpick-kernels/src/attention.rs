@@ -4,6 +4,9 @@
 //! (online softmax), so a long prompt needs no matrix of them. Blocks begin at
 //! multiples of 64 whatever the query, and what a query must not see adds an exact
 //! zero: the order of its sums does not depend on its neighbours.
+//!
+//! A task takes several groups of queries through each step, so that its keys and values
+//! are read from far once for all of them and then lie in the first-level cache.
 
 #![allow(
     clippy::needless_range_loop,
@@ -14,12 +17,15 @@ use std::{cell::Cell, ops::Range};
 
 use crate::{
     KvCache, Pool,
-    cache::{LANES, STEP, Store, Stored},
-    lanes::{Kernel, Lanes, Level, exp, run},
+    cache::{LANES, Pair, STEP, Store, Stored},
+    lanes::{Kernel, Lanes, Level, exp, exp_down, run},
+    lines::Lines,
 };
 
-/// Most queries that share a pass over keys and values, in any form.
+/// Most queries whose sums are in registers together, in any form.
 const QUERIES: usize = 8;
+/// Groups of so many queries in a task.
+const GROUPS: usize = 8;
 
 /// The same in the form `L`: two sums for each query must fit into the registers.
 const fn most_queries<L: Lanes>() -> usize {
@@ -96,12 +102,16 @@ fn attention_at(
         "a ring must hold what is seen"
     );
     let group = spec.heads / cache.kv_heads;
-    // All queries of a key head, position by position, are cut into tasks. With few
-    // of them the tasks are made smaller, or some threads would have none.
+    // All queries of a key head, position by position, are cut into tasks of whole groups.
+    // With few of them the tasks are made smaller, or some threads would have none.
     let per_head = m * group;
-    let share = (per_head * cache.kv_heads)
+    let at_once = run(level, MostQueries);
+    let mut share = (per_head * cache.kv_heads)
         .div_ceil(3 * pool.threads())
-        .clamp(1, run(level, MostQueries));
+        .clamp(1, GROUPS * at_once);
+    if share > at_once {
+        share -= share % at_once;
+    }
     let tasks = per_head.div_ceil(share);
     let target = Output(out.as_mut_ptr());
     let target = &target;
@@ -111,7 +121,7 @@ fn attention_at(
         let (kv_head, task) = (task % cache.kv_heads, tasks - 1 - task / cache.kv_heads);
         let rows = task * share..((task + 1) * share).min(per_head);
         let mut room = ROOM.take();
-        let mut places = [(0, 0); QUERIES];
+        let mut places = [(0, 0); GROUPS * QUERIES];
         for (place, row) in places.iter_mut().zip(rows.clone()) {
             let head = kv_head * group + row % group;
             *place = (
@@ -120,7 +130,7 @@ fn attention_at(
             );
         }
         let places = &places[..rows.len()];
-        group_of(level, spec, q, places, kv_head, cache, &mut room);
+        queries(level, spec, q, places, kv_head, cache, &mut room);
         for ((_, at), from) in places.iter().zip(room.acc.chunks_exact(cache.value_dim)) {
             // SAFETY: `at` is the offset of a head of a position, at least `head_dim`
             // before the end of `out`, which is as long as `q`; each belongs to one task.
@@ -138,22 +148,27 @@ struct Output(*mut f32);
 // SAFETY: the tasks write disjoint parts.
 unsafe impl Sync for Output {}
 
-/// What a thread keeps between tasks.
+/// What a thread keeps between tasks, of each of its queries.
 #[derive(Default)]
 struct Room {
-    /// Queries, one after the other.
     q: Vec<f32>,
+    /// They do not fall.
+    positions: Vec<usize>,
     /// Sums of weighted values, `value_dim` for each query.
-    acc: Vec<f32>,
+    acc: Lines<f32>,
+    /// The largest score so far.
+    max: Vec<f32>,
+    /// The sum of weights, relative to `max`, in sixteen parts.
+    total: Lines<f32>,
 }
 
 thread_local! {
     static ROOM: Cell<Room> = Cell::default();
 }
 
-/// Runs up to [`QUERIES`] queries of one key head, given as position and offset in
+/// Runs the queries of a task, all of one key head, given as position and offset in
 /// `q`; the results are left in `room.acc`.
-fn group_of(
+fn queries(
     level: Level,
     spec: &AttentionSpec,
     q: &[f32],
@@ -163,38 +178,82 @@ fn group_of(
     room: &mut Room,
 ) {
     room.q.clear();
-    for (_, at) in places {
-        room.q.extend_from_slice(&q[*at..*at + cache.head_dim]);
+    room.positions.clear();
+    for (position, at) in places {
+        let q = &q[*at..*at + cache.head_dim];
+        room.q.extend(q.iter().map(|x| x * spec.scale));
+        room.positions.push(*position);
     }
-    room.acc.clear();
-    room.acc.resize(places.len() * cache.value_dim, 0.0);
-    let mut positions = [0; QUERIES];
-    for (to, (position, _)) in positions.iter_mut().zip(places) {
-        *to = *position;
-    }
-    macro_rules! go {
-        ($pair:ident, $($n:literal)+) => {
-            match places.len() {
-                $($n => run(level, Group::<_, $n> {
-                    spec,
-                    dims: (cache.head_dim, cache.value_dim),
-                    q: &room.q,
-                    positions: &positions,
-                    keys: head_of(&$pair.keys, kv_head, cache.kv_heads),
-                    values: head_of(&$pair.values, kv_head, cache.kv_heads),
-                    key_scales: head_of(&$pair.key_scales, kv_head, cache.kv_heads),
-                    value_scales: head_of(&$pair.value_scales, kv_head, cache.kv_heads),
-                    capacity: cache.capacity,
-                    acc: &mut room.acc,
-                }),)+
-                other => unreachable!("a group has 1 to {QUERIES} queries, not {other}"),
-            }
-        };
-    }
+    room.acc.reset(places.len() * cache.value_dim);
+    room.max.clear();
+    room.max.resize(places.len(), f32::NEG_INFINITY);
+    room.total.reset(places.len() * LANES);
     match &cache.store {
-        Store::Int8(pair) => go!(pair, 1 2 3 4 5 6 7 8),
-        Store::F16(pair) => go!(pair, 1 2 3 4 5 6 7 8),
-        Store::F32(pair) => go!(pair, 1 2 3 4 5 6 7 8),
+        Store::Int8(pair) => steps(level, spec, cache, pair, kv_head, room),
+        Store::F16(pair) => steps(level, spec, cache, pair, kv_head, room),
+        Store::F32(pair) => steps(level, spec, cache, pair, kv_head, room),
+    }
+    let totals = room.total.chunks_exact(LANES);
+    for (acc, total) in room.acc.chunks_exact_mut(cache.value_dim).zip(totals) {
+        let factor = 1.0 / total.iter().sum::<f32>();
+        acc.iter_mut().for_each(|x| *x *= factor);
+    }
+}
+
+/// Takes the queries through all steps that any of them sees, group by group.
+fn steps<T: Stored>(
+    level: Level,
+    spec: &AttentionSpec,
+    cache: &KvCache,
+    pair: &Pair<T>,
+    kv_head: usize,
+    room: &mut Room,
+) {
+    let at_once = run(level, MostQueries);
+    let (head_dim, value_dim) = (cache.head_dim, cache.value_dim);
+    let Room {
+        q,
+        positions,
+        acc,
+        max,
+        total,
+    } = room;
+    let (Some(first), Some(last)) = (positions.first(), positions.last()) else {
+        return;
+    };
+    for base in (first_seen(spec, *first) / STEP * STEP..=*last).step_by(STEP) {
+        for begin in (0..positions.len()).step_by(at_once) {
+            let rows = begin..(begin + at_once).min(positions.len());
+            let positions = &positions[rows.clone()];
+            let seen = first_seen(spec, positions[0])..positions[positions.len() - 1] + 1;
+            if seen.end <= base || base + STEP <= seen.start {
+                continue;
+            }
+            macro_rules! go {
+                ($($n:literal)+) => {
+                    match positions.len() {
+                        $($n => run(level, Step::<_, $n> {
+                            spec,
+                            dims: (head_dim, value_dim),
+                            q: &q[rows.start * head_dim..rows.end * head_dim],
+                            positions,
+                            seen,
+                            base,
+                            keys: head_of(&pair.keys, kv_head, cache.kv_heads),
+                            values: head_of(&pair.values, kv_head, cache.kv_heads),
+                            key_scales: head_of(&pair.key_scales, kv_head, cache.kv_heads),
+                            value_scales: head_of(&pair.value_scales, kv_head, cache.kv_heads),
+                            capacity: cache.capacity,
+                            acc: &mut acc[rows.start * value_dim..rows.end * value_dim],
+                            max: &mut max[rows.clone()],
+                            total: &mut total[rows.start * LANES..rows.end * LANES],
+                        }),)+
+                        other => unreachable!("a group has 1 to {QUERIES} queries, not {other}"),
+                    }
+                };
+            }
+            go!(1 2 3 4 5 6 7 8);
+        }
     }
 }
 
@@ -211,14 +270,18 @@ fn first_seen(spec: &AttentionSpec, position: usize) -> usize {
     }
 }
 
-/// `R` queries over the keys and values of one head.
-struct Group<'a, T, const R: usize> {
+/// `R` queries and one step of the keys and values of a head.
+struct Step<'a, T, const R: usize> {
     spec: &'a AttentionSpec,
     /// Numbers in a key, and in a row of values with its padding.
     dims: (usize, usize),
     q: &'a [f32],
     /// Of each query; they do not fall.
-    positions: &'a [usize; QUERIES],
+    positions: &'a [usize],
+    /// Positions that any of the queries sees, some of which are in the step.
+    seen: Range<usize>,
+    /// The first position of the step.
+    base: usize,
     keys: &'a [T],
     values: &'a [T],
     /// Of each slot, for numbers that are scaled.
@@ -226,13 +289,18 @@ struct Group<'a, T, const R: usize> {
     value_scales: &'a [f32],
     /// Slots. Positions beyond them begin again at the first.
     capacity: usize,
+    /// See [`Room`].
     acc: &'a mut [f32],
+    max: &'a mut [f32],
+    total: &'a mut [f32],
 }
 
 /// Scores of a step, later weights.
-type Scores<const R: usize> = [[f32; STEP]; R];
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Scores([f32; STEP]);
 
-impl<T: Stored, const R: usize> Kernel for Group<'_, T, R> {
+impl<T: Stored, const R: usize> Kernel for Step<'_, T, R> {
     type Output = ();
     #[inline(always)]
     unsafe fn call<L: Lanes>(mut self) {
@@ -241,53 +309,43 @@ impl<T: Stored, const R: usize> Kernel for Group<'_, T, R> {
             return;
         }
         let (head_dim, value_dim) = self.dims;
+        assert!(self.positions.len() == R && self.max.len() == R);
+        assert!(self.total.len() == R * LANES);
         assert!(R <= QUERIES && value_dim.is_multiple_of(LANES));
         assert!(self.q.len() >= R * head_dim && self.acc.len() >= R * value_dim);
-        let last = self.positions[R - 1];
         // Slots are counted in steps, so a step that has begun is there as a whole.
-        let room = self.capacity;
-        assert!(room > 0 && room.is_multiple_of(STEP));
+        let (room, base) = (self.capacity, self.base);
+        assert!(room > 0 && room.is_multiple_of(STEP) && base.is_multiple_of(STEP));
         assert!(self.keys.len() >= room * head_dim && self.values.len() >= room * value_dim);
         if T::SCALED {
             assert!(self.key_scales.len() >= room && self.value_scales.len() >= room);
         }
-
-        let mut max = [f32::NEG_INFINITY; R];
-        let mut total = [0f32; R];
-        let mut scores: Scores<R> = [[0.0; STEP]; R];
-        let first = first_seen(self.spec, self.positions[0]);
-        for base in (first / STEP * STEP..=last).step_by(STEP) {
-            let end = (last + 1).min(base + STEP);
-            let slot = base % room;
-            // SAFETY: the lengths were compared above, and `slot` begins a step of the
-            // `room` slots there are.
-            unsafe {
-                score::<L, T, R>(self.q, self.keys, head_dim, slot, end - base, &mut scores);
-                if T::SCALED {
-                    for scores in &mut scores {
-                        rescale::<L>(scores, &self.key_scales[slot..slot + STEP]);
-                    }
+        assert!(self.seen.start < base + STEP && base < self.seen.end);
+        let (from, to) = (self.seen.start.max(base), self.seen.end.min(base + STEP));
+        let slot = base % room;
+        let mut scores = [Scores([0.0; STEP]); R];
+        // SAFETY: the lengths were compared above, and `slot` begins a step of the
+        // `room` slots there are.
+        unsafe {
+            score::<L, T, R>(self.q, self.keys, head_dim, slot, to - base, &mut scores);
+            if T::SCALED {
+                for scores in &mut scores {
+                    rescale::<L>(&mut scores.0, &self.key_scales[slot..slot + STEP]);
                 }
-                for r in 0..R {
-                    let sees = first_seen(self.spec, self.positions[r])..self.positions[r] + 1;
-                    mask(self.spec, base, sees, &mut scores[r]);
-                    let acc = &mut self.acc[r * value_dim..(r + 1) * value_dim];
-                    weigh::<L>(&mut scores[r], &mut max[r], &mut total[r], acc);
-                }
-                if T::SCALED {
-                    for scores in &mut scores {
-                        rescale::<L>(scores, &self.value_scales[slot..slot + STEP]);
-                    }
-                }
-                let from = first.max(base);
-                self.add_values::<L>(&scores, slot, from - base..end - base);
             }
-        }
-        for r in 0..R {
-            let factor = 1.0 / total[r];
-            for x in &mut self.acc[r * value_dim..(r + 1) * value_dim] {
-                *x *= factor;
+            for r in 0..R {
+                let sees = first_seen(self.spec, self.positions[r])..self.positions[r] + 1;
+                mask(self.spec, base, sees, &mut scores[r].0);
+                let acc = &mut self.acc[r * value_dim..(r + 1) * value_dim];
+                let total = &mut self.total[r * LANES..(r + 1) * LANES];
+                weigh::<L>(&mut scores[r].0, &mut self.max[r], total, acc);
             }
+            if T::SCALED {
+                for scores in &mut scores {
+                    rescale::<L>(&mut scores.0, &self.value_scales[slot..slot + STEP]);
+                }
+            }
+            self.add_values::<L>(&scores, slot, from - base..to - base);
         }
     }
 }
@@ -301,7 +359,7 @@ unsafe fn score<L: Lanes, T: Stored, const R: usize>(
     head_dim: usize,
     slot: usize,
     count: usize,
-    scores: &mut Scores<R>,
+    scores: &mut [Scores; R],
 ) {
     for at in (0..count).step_by(2 * LANES) {
         // SAFETY: `slot` is a multiple of the step, and the caller vouches for room
@@ -322,7 +380,7 @@ unsafe fn score<L: Lanes, T: Stored, const R: usize>(
                 }
             }
             for r in 0..R {
-                let to = scores[r].as_mut_ptr().add(at);
+                let to = scores[r].0.as_mut_ptr().add(at);
                 L::store(to, acc[r][0]);
                 L::store(to.add(LANES), acc[r][1]);
             }
@@ -346,15 +404,11 @@ unsafe fn rescale<L: Lanes>(scores: &mut [f32; STEP], scales: &[f32]) {
     }
 }
 
-/// Scales the scores of a step, and makes those outside of `sees` −∞.
+/// Caps the scores of a step, and makes those outside of `sees` −∞.
 #[inline(always)]
 fn mask(spec: &AttentionSpec, base: usize, sees: std::ops::Range<usize>, scores: &mut [f32; STEP]) {
     let from = sees.start.saturating_sub(base).min(STEP);
     let to = sees.end.saturating_sub(base).clamp(from, STEP);
-    // All of them: a loop of known length. What is not seen is thrown away below.
-    for score in scores.iter_mut() {
-        *score *= spec.scale;
-    }
     if let Some(cap) = spec.softcap {
         for score in &mut scores[from..to] {
             *score = cap * (*score / cap).tanh();
@@ -368,16 +422,17 @@ fn mask(spec: &AttentionSpec, base: usize, sees: std::ops::Range<usize>, scores:
     }
 }
 
-/// Turns scores into weights relative to the new maximum, and shrinks what was summed
-/// relative to the old one.
+/// Turns scores into weights relative to the maximum so far, and shrinks what was summed
+/// where that rises.
 #[inline(always)]
 unsafe fn weigh<L: Lanes>(
     scores: &mut [f32; STEP],
     max: &mut f32,
-    total: &mut f32,
+    total: &mut [f32],
     acc: &mut [f32],
 ) {
-    // SAFETY: a step is four times sixteen numbers, and `acc` whole lanes.
+    assert!(total.len() == LANES);
+    // SAFETY: a step is four times sixteen numbers, `total` sixteen, and `acc` whole lanes.
     unsafe {
         let p = scores.as_mut_ptr();
         let s = [
@@ -386,46 +441,45 @@ unsafe fn weigh<L: Lanes>(
             L::load(p.add(2 * LANES)),
             L::load(p.add(3 * LANES)),
         ];
-        let step_max = L::largest(L::max(L::max(s[0], s[1]), L::max(s[2], s[3])));
-        let new = if *max > step_max { *max } else { step_max };
-        if new == f32::NEG_INFINITY {
-            // Nothing to see in this step: as if it had not been looked at.
-            scores.fill(0.0);
-            return;
-        }
-        if new != *max {
-            let mut shrink = [0f32; LANES];
-            L::store(shrink.as_mut_ptr(), exp::<L>(L::splat(*max - new)));
-            *total *= shrink[0];
-            for x in acc.as_chunks_mut::<LANES>().0 {
-                L::store(
-                    x.as_mut_ptr(),
-                    L::mul(L::load(x.as_ptr()), L::splat(shrink[0])),
-                );
+        let top = L::max(L::max(s[0], s[1]), L::max(s[2], s[3]));
+        // After the first steps the maximum hardly ever rises.
+        if *max == f32::NEG_INFINITY || L::any_above(top, L::splat(*max)) {
+            let step_max = L::largest(top);
+            let new = if *max > step_max { *max } else { step_max };
+            if new == f32::NEG_INFINITY {
+                // Nothing to see in this step: as if it had not been looked at.
+                scores.fill(0.0);
+                return;
             }
+            let shrink = exp::<L>(L::splat(*max - new));
+            for x in acc.as_chunks_mut::<LANES>().0 {
+                L::store(x.as_mut_ptr(), L::mul(L::load(x.as_ptr()), shrink));
+            }
+            L::store(total.as_mut_ptr(), L::mul(L::load(total.as_ptr()), shrink));
             *max = new;
         }
-        let new = L::splat(new);
+        let max = L::splat(*max);
         let w = [
-            exp::<L>(L::sub(s[0], new)),
-            exp::<L>(L::sub(s[1], new)),
-            exp::<L>(L::sub(s[2], new)),
-            exp::<L>(L::sub(s[3], new)),
+            exp_down::<L>(L::sub(s[0], max)),
+            exp_down::<L>(L::sub(s[1], max)),
+            exp_down::<L>(L::sub(s[2], max)),
+            exp_down::<L>(L::sub(s[3], max)),
         ];
         L::store(p, w[0]);
         L::store(p.add(LANES), w[1]);
         L::store(p.add(2 * LANES), w[2]);
         L::store(p.add(3 * LANES), w[3]);
-        *total += L::sum(L::add(L::add(w[0], w[1]), L::add(w[2], w[3])));
+        let sum = L::add(L::add(w[0], w[1]), L::add(w[2], w[3]));
+        L::store(total.as_mut_ptr(), L::add(L::load(total.as_ptr()), sum));
     }
 }
 
-impl<T: Stored, const R: usize> Group<'_, T, R> {
+impl<T: Stored, const R: usize> Step<'_, T, R> {
     /// Adds the weighted values of some positions of the step that begins at `slot`.
     #[inline(always)]
     unsafe fn add_values<L: Lanes>(
         &mut self,
-        scores: &Scores<R>,
+        scores: &[Scores; R],
         slot: usize,
         range: Range<usize>,
     ) {
@@ -452,7 +506,7 @@ impl<T: Stored, const R: usize> Group<'_, T, R> {
     #[inline(always)]
     unsafe fn add_columns<L: Lanes, const N: usize>(
         &mut self,
-        scores: &Scores<R>,
+        scores: &[Scores; R],
         slot: usize,
         range: Range<usize>,
         column: usize,
@@ -474,7 +528,7 @@ impl<T: Stored, const R: usize> Group<'_, T, R> {
                     v[n] = T::load::<L>(value.add(n * LANES));
                 }
                 for r in 0..R {
-                    let weight = L::splat(scores[r][at]);
+                    let weight = L::splat(scores[r].0[at]);
                     for n in 0..N {
                         acc[r][n] = L::fma(weight, v[n], acc[r][n]);
                     }

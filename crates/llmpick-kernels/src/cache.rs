@@ -13,7 +13,7 @@ use std::{marker::PhantomData, ops::Range};
 
 use half::{f16, slice::HalfFloatSliceExt};
 
-use crate::{Pool, lanes::Lanes, rows::RowsOf};
+use crate::{Pool, lanes::Lanes, lines::Lines, rows::RowsOf};
 
 /// Positions that share a block of keys.
 pub(crate) const LANES: usize = 16;
@@ -78,14 +78,14 @@ pub(crate) enum Store {
 
 /// `[head][position / 16][number][position % 16]` and `[head][position][number]`.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Pair<T> {
-    pub keys: Vec<T>,
-    pub values: Vec<T>,
+pub(crate) struct Pair<T: Copy + Default> {
+    pub keys: Lines<T>,
+    pub values: Lines<T>,
     /// `[head][position]`, what the keys are to be multiplied by; empty for numbers
     /// that stand for themselves.
-    pub key_scales: Vec<f32>,
+    pub key_scales: Lines<f32>,
     /// The same of the values.
-    pub value_scales: Vec<f32>,
+    pub value_scales: Lines<f32>,
 }
 
 /// Calls `$body` with `$pair` bound to the numbers, whatever their type.
@@ -346,8 +346,8 @@ impl<T: Stored> Pair<T> {
 }
 
 /// Gives each head `to` numbers of room instead of `from`.
-fn restride<T: Copy + Default>(all: &mut Vec<T>, heads: usize, from: usize, to: usize) {
-    let mut new = vec![T::default(); heads * to];
+fn restride<T: Copy + Default>(all: &mut Lines<T>, heads: usize, from: usize, to: usize) {
+    let mut new = Lines::zeros(heads * to);
     for head in 0..heads {
         new[head * to..head * to + from].copy_from_slice(&all[head * from..(head + 1) * from]);
     }
@@ -361,7 +361,7 @@ struct Target<'a, T> {
     key_scales: *mut f32,
     value_scales: *mut f32,
     places: Places,
-    pair: PhantomData<&'a mut Pair<T>>,
+    pair: PhantomData<&'a mut T>,
 }
 
 // SAFETY: whoever writes says why nobody else writes there.

@@ -327,6 +327,15 @@ pub trait Lanes: Copy {
         }
         lanes[0]
     }
+    /// Whether a lane of `a` is larger than the same of `b`.
+    #[inline(always)]
+    unsafe fn any_above(a: Self::F, b: Self::F) -> bool {
+        // SAFETY: no pointers; the caller vouches for the features.
+        unsafe {
+            let above = Self::select_less(b, a, Self::splat(1.0), Self::splat(0.0));
+            Self::largest(above) > 0.0
+        }
+    }
     /// The sum of the lanes; it must not overflow.
     #[inline(always)]
     unsafe fn sum_i(x: Self::I) -> i32 {
@@ -351,14 +360,26 @@ pub trait Lanes: Copy {
     unsafe fn prefetch(p: *const u8);
 }
 
+/// Below this, eˣ is taken for 0.
+const LOWEST: f32 = -87.3;
+
 /// eˣ to within 2 units in the last place; 0 below −87.3, ∞ above 88.3, NaN for NaN.
 #[inline(always)]
 pub unsafe fn exp<L: Lanes>(x: L::F) -> L::F {
-    const LOWEST: f32 = -87.3;
     const HIGHEST: f32 = 88.3;
     // SAFETY: the caller vouches for the features; no pointers.
     unsafe {
-        let bounded = L::max(L::splat(LOWEST), L::min(L::splat(HIGHEST), x));
+        let y = exp_down::<L>(L::min(L::splat(HIGHEST), x));
+        L::select_less(L::splat(HIGHEST), x, L::splat(f32::INFINITY), y)
+    }
+}
+
+/// [`exp`] of what is at most 88.3, in fewer steps.
+#[inline(always)]
+pub unsafe fn exp_down<L: Lanes>(x: L::F) -> L::F {
+    // SAFETY: the caller vouches for the features; no pointers.
+    unsafe {
+        let bounded = L::max(L::splat(LOWEST), x);
         // Adding 1.5 · 2²³ rounds to a whole number and leaves it in the low bits.
         let magic = L::splat(12_582_912.0);
         let shifted = L::fma(bounded, L::splat(std::f32::consts::LOG2_E), magic);
@@ -375,8 +396,7 @@ pub unsafe fn exp<L: Lanes>(x: L::F) -> L::F {
         p = L::fma(p, r, L::splat(0.5));
         p = L::fma(L::mul(p, r), r, r);
         let y = L::mul(L::add(p, L::splat(1.0)), L::pow2(shifted));
-        let y = L::select_less(x, L::splat(LOWEST), L::splat(0.0), y);
-        L::select_less(L::splat(HIGHEST), x, L::splat(f32::INFINITY), y)
+        L::select_less(x, L::splat(LOWEST), L::splat(0.0), y)
     }
 }
 

@@ -37,6 +37,7 @@ mod embedding;
 mod error;
 mod format;
 mod lanes;
+mod lines;
 pub mod map;
 mod matrix;
 pub mod ops;

@@ -46,6 +46,11 @@ impl Kernel for Everything<'_> {
             for y in [exp::<L>(a), exp::<L>(x), L::load_bf16(p)] {
                 f(y);
             }
+            f(exp_down::<L>(L::sub(a, L::abs(b))));
+            let nan = L::splat(f32::NAN);
+            for (a, b) in [(a, a), (a, c), (L::min(a, c), c), (nan, a), (a, nan)] {
+                bits.push(u32::from(L::any_above(a, b)));
+            }
             bits.extend([L::sum(x), L::largest(x)].map(f32::to_bits));
             let mut i = |x: L::I| {
                 L::store_i(ints.as_mut_ptr(), x);
@@ -236,6 +241,20 @@ impl Kernel for Exponentials {
                 "exp({x}) = {ours}, not {exact}"
             );
         }
+        for i in -10_000..=0 {
+            let x = i as f32 / 100.0;
+            // SAFETY: the array has sixteen entries.
+            let down = unsafe {
+                let mut out = [0f32; 16];
+                L::store(out.as_mut_ptr(), exp_down::<L>(L::splat(x)));
+                out[3]
+            };
+            assert_eq!(down.to_bits(), at(x).to_bits(), "{x}");
+        }
+        // SAFETY: no pointers.
+        let above = |a, b| unsafe { L::any_above(L::splat(a), L::splat(b)) };
+        assert!(above(1.0, 0.5) && above(0.0, f32::NEG_INFINITY));
+        assert!(!above(0.5, 0.5) && !above(-1.0, 0.5) && !above(f32::NAN, 0.5));
         assert_eq!(at(0.0), 1.0);
         assert_eq!(at(f32::NEG_INFINITY), 0.0);
         assert_eq!(at(-100.0), 0.0);

@@ -168,6 +168,10 @@ impl Lanes for Avx512 {
         ))
     }
     #[inline(always)]
+    unsafe fn any_above(a: __m512, b: __m512) -> bool {
+        _mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b) != 0
+    }
+    #[inline(always)]
     unsafe fn sum_i(x: __m512i) -> i32 {
         _mm512_reduce_add_epi32(x)
     }
@@ -405,6 +409,14 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
     #[inline(always)]
     unsafe fn largest(x: Self::F) -> f32 {
         largest_256(_mm256_max_ps(x[0], x[1]))
+    }
+    #[inline(always)]
+    unsafe fn any_above(a: Self::F, b: Self::F) -> bool {
+        let above = [
+            _mm256_cmp_ps::<_CMP_GT_OQ>(a[0], b[0]),
+            _mm256_cmp_ps::<_CMP_GT_OQ>(a[1], b[1]),
+        ];
+        _mm256_movemask_ps(_mm256_or_ps(above[0], above[1])) != 0
     }
     #[inline(always)]
     unsafe fn dots<const BITS: u32, const R: usize>(
