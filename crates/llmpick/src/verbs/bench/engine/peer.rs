@@ -21,6 +21,13 @@ const SCRIPT: &str = include_str!("peer.py");
 const HINT: &str = "python3 -m venv peer && peer/bin/pip install xllamacpp, then --peer \
                     peer/bin/python; or --peer with the path of a llama-server";
 
+/// Ends well where the Python package is there, without loading it.
+const HAS_PACKAGE: &str =
+    "import importlib.util, sys; sys.exit(importlib.util.find_spec('xllamacpp') is None)";
+
+/// How long a program may take to show that it is one.
+const TRIAL: Duration = Duration::from_secs(20);
+
 /// A program that can serve a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Program {
@@ -107,25 +114,20 @@ impl Program {
     /// The one that is named, or what this machine has.
     ///
     /// # Errors
-    /// If there is none; the hint says how to get one.
+    /// If there is none, or the one named is none; the hint says how to get one.
     pub async fn find(named: Option<&Path>) -> Result<Program> {
         if let Some(path) = named {
-            return Ok(Program::named(path));
+            let program = Program::named(path);
+            program.try_out().await?;
+            return Ok(program);
         }
         if let Some(path) = on_path("llama-server") {
             return Ok(Program::Server(path));
         }
-        let look =
-            "import importlib.util, sys; sys.exit(importlib.util.find_spec('xllamacpp') is None)";
         if let Some(path) = on_path("python3") {
-            let mut probe = Command::new(&path);
-            probe
-                .args(["-c", look])
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null());
-            if probe.status().await.is_ok_and(|status| status.success()) {
-                return Ok(Program::Python(path));
+            let program = Program::Python(path);
+            if program.try_out().await.is_ok() {
+                return Ok(program);
             }
         }
         let why = "llama.cpp is not here: no `llama-server` on the PATH, and `python3` has no `xllamacpp`";
@@ -138,6 +140,36 @@ impl Program {
             true => Program::Python(path.to_owned()),
             false => Program::Server(path.to_owned()),
         }
+    }
+
+    /// Starts it for a moment, so that a wrong one is told before anything is measured.
+    async fn try_out(&self) -> Result<()> {
+        let mut command = Command::new(self.path());
+        match self {
+            Program::Server(_) => command.arg("--version"),
+            Program::Python(_) => command.args(["-c", HAS_PACKAGE]),
+        };
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| self.cannot_start(&error))?;
+        let ended = tokio::time::timeout(TRIAL, child.wait()).await;
+        let python = matches!(self, Program::Python(_));
+        match ended {
+            // What a server's version has as its status differs from build to build.
+            Ok(Ok(status)) if python && !status.success() => {
+                let path = self.path().display();
+                Err(failed(format!("`{path}` has no package xllamacpp")).hint(HINT))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn cannot_start(&self, error: &std::io::Error) -> CliError {
+        failed(format!("start `{}`: {error}", self.path().display())).hint(HINT)
     }
 
     /// Where it is.
@@ -357,9 +389,7 @@ fn spawn(program: &Program, asked: &Asked) -> Result<(Child, u16)> {
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
-        .map_err(|error| {
-            failed(format!("start `{}`: {error}", program.path().display())).hint(HINT)
-        })?;
+        .map_err(|error| program.cannot_start(&error))?;
     Ok((child, port))
 }
 
@@ -443,5 +473,17 @@ mod tests {
         let error = Peer::start(&missing, &asked).await.err().unwrap();
         assert!(error.message.contains("/nowhere/llama-server"), "{error}");
         assert!(error.hint.unwrap().contains("xllamacpp"));
+        for (wrong, says) in [
+            ("/nowhere/llama-server", "start"),
+            ("/nowhere/python3", "start"),
+        ] {
+            let error = Program::find(Some(Path::new(wrong))).await.err().unwrap();
+            assert!(
+                error.message.contains(says) && error.message.contains(wrong),
+                "{error}"
+            );
+        }
+        let found = Program::find(Some(Path::new("/bin/true"))).await.unwrap();
+        assert_eq!(found, Program::Server("/bin/true".into()));
     }
 }
