@@ -24,7 +24,7 @@ use crate::{
 
 /// Most queries whose sums are in registers together, in any form.
 const QUERIES: usize = 8;
-/// Groups of so many queries in a task.
+/// Most groups of queries in a task.
 const GROUPS: usize = 8;
 
 /// The same in the form `L`: two sums for each query must fit into the registers.

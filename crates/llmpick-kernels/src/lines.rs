@@ -1,7 +1,9 @@
 //! Numbers that begin with a line of the processor's cache.
 //!
-//! A register of sixteen numbers is as long as a line. Where numbers begin between two
-//! lines every load touches both, which costs attention a third of its speed.
+//! A register of sixteen `f32` is as long as a line. Where numbers begin between two lines
+//! every load touches both: begun 16 bytes late, attention of one query takes 1.4 to 1.7
+//! times as long over keys and values in `f32` and as long as ever in `f16`, which has two
+//! registers to a line; with many queries the loads are few beside the arithmetic.
 
 use std::ops::{Deref, DerefMut};
 
@@ -35,6 +37,14 @@ impl<T: Copy + Default> Lines<T> {
         }
         self.len = len;
         self.fill(T::default());
+    }
+
+    /// So many numbers to be written before they are read: whatever they were before.
+    pub fn room(&mut self, len: usize) -> &mut [T] {
+        if self.len < len {
+            *self = Lines::zeros(len);
+        }
+        &mut self[..len]
     }
 }
 
@@ -84,6 +94,11 @@ mod tests {
             assert!(begins_a_line(&Lines::<i8>::zeros(len)));
             assert!(begins_a_line(&Lines::<half::f16>::zeros(len)));
         }
+        let mut lines = Lines::<u8>::zeros(3);
+        lines.fill(7);
+        assert_eq!(lines.room(2), [7, 7]);
+        assert_eq!(lines.room(100), [0; 100]);
+        assert!(begins_a_line(&lines));
         let mut none = Lines::<f32>::default();
         assert!(none.is_empty());
         none.reset(20);

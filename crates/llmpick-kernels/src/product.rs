@@ -18,6 +18,7 @@ use crate::{
     Format,
     activations::{Activations, Rounding, row_bytes},
     lanes::{Kernel, Lanes, Level, most_rows, run},
+    lines::Lines,
     tiles::{self, Kind, PANEL_BYTES, Panel, ROWS, Source},
 };
 
@@ -46,14 +47,9 @@ pub fn group_rows(level: Level, rows: usize) -> usize {
 /// Room that a thread keeps between tiles.
 #[derive(Default)]
 pub struct Scratch {
-    panel: Vec<Line>,
+    panel: Lines<u8>,
     sums: Vec<Sums>,
 }
-
-/// A cache line, for its alignment.
-#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
 
 /// Calls `$call` with `R` set to `$rows`, which is one of those listed.
 macro_rules! with_rows {
@@ -143,10 +139,7 @@ fn in_planes<'a, S: Source, P: Source, const N: usize>(
         with_rows!(rows, 1..=4, R => run(level, Step::<S, R, N>::new(weights, 0..blocks, a, sums)));
         return &scratch.sums;
     }
-    scratch
-        .panel
-        .resize(STRETCH * PANEL_BYTES / 64, Line([0; 64]));
-    let panel: &mut [u8] = bytemuck::cast_slice_mut(&mut scratch.panel);
+    let panel = scratch.panel.room(STRETCH * PANEL_BYTES);
     for start in (0..blocks).step_by(STRETCH) {
         let count = STRETCH.min(blocks - start);
         run(
