@@ -311,7 +311,7 @@ fn both_qwens_know_the_capital_of_france() {
 }
 
 /// Asks the reference and writes what it says. Not a check: `cargo xtask golden` runs it, for
-/// minutes to hours and with up to 9 GB of memory. It goes on where an earlier run stopped.
+/// a quarter of an hour or more and with up to 9 GB of memory. It goes on where an earlier run stopped.
 fn make(name: &str) {
     let _turn = turn();
     let Some(mut model) = open(name) else { return };

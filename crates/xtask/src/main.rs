@@ -25,7 +25,7 @@ cargo xtask COMMAND
   arm [FILTER…]         run the kernels' tests for 64-bit ARM, emulated
   tidy                  hold the crates' dependencies against the plan
   golden [MODEL…]       ask the full-precision models what the tests of the
-                        engine are compared with; minutes to hours, up to 9 GB of memory
+                        engine are compared with; a quarter of an hour or more, up to 9 GB
 ";
 
 fn main() -> ExitCode {

@@ -473,16 +473,16 @@ mod tests {
         let error = Peer::start(&missing, &asked).await.err().unwrap();
         assert!(error.message.contains("/nowhere/llama-server"), "{error}");
         assert!(error.hint.unwrap().contains("xllamacpp"));
-        for (wrong, says) in [
-            ("/nowhere/llama-server", "start"),
-            ("/nowhere/python3", "start"),
-        ] {
-            let error = Program::find(Some(Path::new(wrong))).await.err().unwrap();
-            assert!(
-                error.message.contains(says) && error.message.contains(wrong),
-                "{error}"
-            );
+        for missing in ["/nowhere/llama-server", "/nowhere/python3"] {
+            let error = Program::find(Some(Path::new(missing))).await.err().unwrap();
+            assert!(error.message.contains(missing), "{error}");
         }
+        // A Python that does not find the package ends as `false` does.
+        let folder = tempfile::tempdir().unwrap();
+        let python = folder.path().join("python3");
+        std::os::unix::fs::symlink("/bin/false", &python).unwrap();
+        let error = Program::find(Some(&python)).await.err().unwrap();
+        assert!(error.message.contains("no package xllamacpp"), "{error}");
         let found = Program::find(Some(Path::new("/bin/true"))).await.unwrap();
         assert_eq!(found, Program::Server("/bin/true".into()));
     }
